@@ -1,0 +1,301 @@
+"""Typed configuration: a recipe is a YAML file over these dataclasses, and any key is an option on the command line.
+
+Nothing here knows of torch, so that reading a recipe and printing help stay fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from budgetnet.errors import ConfigError
+
+DatasetName = Literal["cifar10", "cifar100", "folder", "digits"]
+Tta = Literal["none", "flip", "flip-shift"]
+
+
+def _require(condition: bool, option: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{option} is {found!r}, expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of a residual network: `depth` blocks of one kind at one resolution."""
+
+    block: Literal["basic", "bottleneck", "preact"] = "basic"
+    """Two 3x3 convolutions; 1x1, 3x3, 1x1; or two 3x3 with norm and activation first."""
+    depth: int = 2
+    """Number of blocks."""
+    width: int = 64
+    """Channels inside the block; the stage puts out width * expansion."""
+    stride: int = 1
+    """Stride of the first block."""
+    groups: int = 1
+    """Groups of the 3x3 convolutions."""
+    separable: bool = False
+    """Replace the 3x3 convolution by a depthwise 3x3 and a pointwise 1x1, with no norm between."""
+    expansion: int = 1
+    """Output channels as a multiple of width (4 in the usual bottleneck)."""
+    se: int = 0
+    """Squeeze-and-excitation reduction ratio; 0 is none."""
+    se_place: Literal["branch", "sum"] = "branch"
+    """Gate the residual branch before the sum (Hu et al. 2018) or the sum itself (the reference project)."""
+    activation: Literal["relu", "leaky_relu", "silu", "gelu"] = "relu"
+    """Activation of the stage's blocks."""
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "stride", "groups", "expansion"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.stages.{name}", value, "1 or more")
+        _require(self.se >= 0, "model.stages.se", self.se, "a reduction ratio, or 0 for none")
+        _require(self.width % self.groups == 0, "model.stages.groups", self.groups, f"a divisor of width {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "enhanced"
+    """A name that `budgetnet models` lists, or `residual` for the network that `stages` describes."""
+    width: int | Literal["auto"] | None = None
+    """Channels of the first stage, the others in proportion; auto is the largest that the budget allows; null the
+    network's own."""
+    stem: Literal[1, 2] = 1
+    """With `name: residual`: number of 3x3 convolutions before the first stage."""
+    stages: list[StageConfig] | None = None
+    """With `name: residual`: the stages."""
+    dropout: float = 0.0
+    """Share of values dropped inside wide residual blocks (networks whose name starts with wrn)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.width, int):
+            _require(self.width >= 1, "model.width", self.width, "1 or more, auto, or null")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
+        if (self.name == "residual") != bool(self.stages):
+            raise ConfigError(
+                f"model.name is {self.name!r} and model.stages {'is' if self.stages else 'is not'} given: "
+                "stages describe the network called residual, and only that one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What training images go through, in this order; normalisation always ends the chain but for erasing."""
+
+    crop_padding: int = 0
+    """Random shift by up to this many pixels each way; 0 is none."""
+    crop_border: Literal["zeros", "reflect"] = "zeros"
+    """What the uncovered edge shows."""
+    flip: Literal["none", "random", "alternate"] = "none"
+    """Horizontal flip: none, by a coin for each image and epoch, or every other epoch for each image."""
+    rotation: float = 0.0
+    """Rotation by up to this many degrees each way."""
+    brightness: float = 0.0
+    """Brightness factor drawn from [1 - x, 1 + x]; contrast and saturation likewise."""
+    contrast: float = 0.0
+    """See brightness."""
+    saturation: float = 0.0
+    """See brightness."""
+    hue: float = 0.0
+    """Hue shift drawn from [-x, x] turns of the colour wheel, x <= 0.5."""
+    erase_p: float = 0.0
+    """Probability of erasing a random rectangle of an image."""
+    erase_scale: tuple[float, float] = (0.02, 0.1)
+    """Smallest and largest erased share of the area."""
+    erase_ratio: tuple[float, float] = (0.3, 3.3)
+    """Smallest and largest ratio of the rectangle's height to its width."""
+    erase_value: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What an erased pixel shows, in normalised units."""
+    cutout: int = 0
+    """Side in pixels of a square set to the mean colour at a random place, cut off at the edges; 0 is none."""
+
+    def __post_init__(self) -> None:
+        _require(self.crop_padding >= 0, "augment.crop_padding", self.crop_padding, "0 or more pixels")
+        _require(0 <= self.rotation <= 180, "augment.rotation", self.rotation, "degrees in [0, 180]")
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "a number in [0, 1]")
+        _require(0 <= self.hue <= 0.5, "augment.hue", self.hue, "a number in [0, 0.5]")
+        _require(0 <= self.erase_p <= 1, "augment.erase_p", self.erase_p, "a probability")
+        low, high = self.erase_scale
+        _require(0 < low <= high <= 1, "augment.erase_scale", self.erase_scale, "0 < smallest <= largest <= 1")
+        low, high = self.erase_ratio
+        _require(0 < low <= high, "augment.erase_ratio", self.erase_ratio, "0 < smallest <= largest")
+        _require(self.cutout >= 0, "augment.cutout", self.cutout, "0 or more pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD with momentum, Adam (Kingma and Ba 2015, arXiv:1412.6980) or AdamW (Loshchilov and Hutter 2019,
+    arXiv:1711.05101)."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum, for SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's two averages."""
+    weight_decay: float = 5e-4
+    """Weight decay: added to the gradient by SGD and Adam, decoupled in AdamW."""
+    decay_norms: bool = True
+    """Decay norm weights and biases too."""
+    bias_lr: float = 1.0
+    """Learning rate of norm biases as a multiple of lr (64 in Jordan 2024, arXiv:2404.00498)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optimizer.lr", self.lr, "a number above 0")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
+        _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _require(self.bias_lr > 0, "optimizer.bias_lr", self.bias_lr, "a number above 0")
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ConfigError(
+                f"optimizer.nesterov needs optimizer.name sgd and a momentum, found {self.name} with momentum "
+                f"{self.momentum:g}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate as a function of the step, as a factor of optimizer.lr."""
+
+    name: Literal["constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular"] = (
+        "cosine"
+    )
+    """constant; cosine to `floor`; drops by `gamma` at `milestones`; by `gamma` each epoch; by `gamma` when validation
+    loss stalls; cosine with warm restarts (Loshchilov and Hutter 2017, arXiv:1608.03983); one cycle (Smith 2018,
+    arXiv:1708.07120: cosine up over `peak`, cosine down); straight up over `peak`, straight down."""
+    warmup: float = 0.0
+    """Epochs of linear warm-up from near 0, before all but onecycle and triangular."""
+    floor: float = 0.0
+    """The factor reached at the end (cosine, restarts, onecycle, triangular) and never gone below (the others)."""
+    milestones: list[float] = field(default_factory=list)
+    """Epochs after which multistep drops."""
+    gamma: float = 0.1
+    """Factor of each drop."""
+    patience: int = 10
+    """Epochs without a lower validation loss before plateau drops."""
+    period: float = 10.0
+    """Epochs of the first cycle of restarts."""
+    period_growth: float = 2.0
+    """Each cycle of restarts is this much longer than the one before."""
+    peak: float = 0.3
+    """Share of the run in which onecycle and triangular rise."""
+    start: float = 0.04
+    """The factor at which onecycle and triangular begin."""
+
+    def __post_init__(self) -> None:
+        _require(self.warmup >= 0, "schedule.warmup", self.warmup, "0 or more epochs")
+        _require(0 <= self.floor <= 1, "schedule.floor", self.floor, "a factor in [0, 1]")
+        _require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "a factor in (0, 1]")
+        _require(self.patience >= 0, "schedule.patience", self.patience, "0 or more epochs")
+        _require(self.period > 0, "schedule.period", self.period, "more than 0 epochs")
+        _require(self.period_growth >= 1, "schedule.period_growth", self.period_growth, "1 or more")
+        _require(0 < self.peak < 1, "schedule.peak", self.peak, "a share in (0, 1)")
+        _require(0 <= self.start <= 1, "schedule.start", self.start, "a factor in [0, 1]")
+        _require(
+            self.milestones == sorted(self.milestones) and all(m > 0 for m in self.milestones),
+            "schedule.milestones",
+            self.milestones,
+            "rising epochs above 0",
+        )
+        if self.name == "multistep" and not self.milestones:
+            raise ConfigError("schedule.name is multistep and schedule.milestones is empty: give the epochs of the drops")
+        if self.warmup and self.name in ("onecycle", "triangular"):
+            raise ConfigError(f"schedule.warmup is {self.warmup:g}, but {self.name} has its own rise: set schedule.peak")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that decides what a run computes. Where it runs (device, threads, folders) is not part of it."""
+
+    dataset: DatasetName = "cifar10"
+    """cifar10, cifar100, folder (train/<class>/* and test/<class>/*) or digits (carried by scikit-learn)."""
+    image_size: int = 32
+    """Side in pixels that folder images are resized to."""
+    val_size: int = 5000
+    """Training images held out to choose weights by; 0 trains on all, and the last weights are the result."""
+    split_seed: int = 0
+    """Seed of the validation split, of its own so that runs with other seeds hold out the same images."""
+    budget: int | None = 5_000_000
+    """Hard limit on trainable parameters; null is none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    init: Literal["default", "kaiming"] = "default"
+    """PyTorch's initialisation, or the reference project's (fan-out for convolutions, 1/0 for norms, normal 1e-3 for
+    linear layers)."""
+    epochs: int = 200
+    """Total number of epochs, also when a run is resumed."""
+    batch_size: int = 128
+    """Images a step."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What training images go through."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How gradients become updates."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate over the run."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; null is no clipping."""
+    ema: float = 0.0
+    """Decay per step of an average of the weights, warmed up; 0 is none. With it, the average is validated and kept."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation accuracy; null never. Off when val_size is 0."""
+    tta: Tta = "none"
+    """Views averaged in the final test (never in validation): none, flip, or flip and one-pixel shifts."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; auto is bf16 where the device computes in it, else fp32."""
+    channels_last: bool = True
+    """Keep images and convolutions in NHWC memory order, which most devices convolve faster."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    checkpoint_steps: int | None = None
+    """Save last.ckpt also after every so many steps within an epoch."""
+    checkpoint_minutes: float | None = 10.0
+    """Save last.ckpt also when so many minutes have passed since it was saved."""
+    seed: int = 0
+    """Seed of initialisation, order and augmentation."""
+    experiment: str = "budgetnet"
+    """Name of the MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 8, "image_size", self.image_size, "8 pixels or more")
+        _require(self.val_size >= 0, "val_size", self.val_size, "0 or more images")
+        _require(self.budget is None or self.budget >= 1, "budget", self.budget, "a number of parameters, or null")
+        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (batch norm needs more than one image)")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
+        _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a norm above 0, or null")
+        _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
+        _require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more epochs, or null")
+        _require(
+            self.checkpoint_steps is None or self.checkpoint_steps >= 1,
+            "checkpoint_steps",
+            self.checkpoint_steps,
+            "1 or more, or null",
+        )
+        _require(
+            self.checkpoint_minutes is None or self.checkpoint_minutes > 0,
+            "checkpoint_minutes",
+            self.checkpoint_minutes,
+            "more than 0, or null",
+        )
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "a number in [0, 2**63)")
+        _require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "a number in [0, 2**63)")
+        _require(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
+        if self.schedule.name == "plateau" and self.val_size == 0:
+            raise ConfigError(
+                "schedule.name is plateau and val_size is 0: plateau watches the validation loss; choose another "
+                "schedule or hold out some images"
+            )
+        if self.model.width == "auto" and self.budget is None:
+            raise ConfigError("model.width is auto and budget is null: give the budget that the width shall fill")
+        if self.augment.crop_padding >= self.image_size:
+            raise ConfigError(
+                f"augment.crop_padding is {self.augment.crop_padding}, expected less than image_size {self.image_size}"
+            )

@@ -1,0 +1,29 @@
+"""What budgetnet raises when the mistake is not its own.
+
+Every message is one line that says what was found, what was expected and what to do; the command line prints it
+and exits with 1. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class BudgetnetError(Exception):
+    """A mistake that the user can mend."""
+
+
+class ConfigError(BudgetnetError):
+    """An option is unknown, mistyped, out of range, or at odds with another."""
+
+
+class DataError(BudgetnetError):
+    """Data is missing, damaged, hostile, or not what it was said to be."""
+
+
+class BudgetError(BudgetnetError):
+    """A network has more trainable parameters than the budget allows."""
+
+
+class CheckpointError(BudgetnetError):
+    """A checkpoint or model file is missing, damaged, or belongs to another network."""
+
+
+class TrainingError(BudgetnetError):
+    """A training cannot go on: the loss is not finite, or the run folder cannot be written."""
