@@ -5,10 +5,21 @@ Nothing here knows of torch, so that reading a recipe and printing help stay fas
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import argparse
+import difflib
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+import yaml
 
 from budgetnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 DatasetName = Literal["cifar10", "cifar100", "folder", "digits"]
 Tta = Literal["none", "flip", "flip-shift"]
@@ -204,9 +215,13 @@ class ScheduleConfig:
             "rising epochs above 0",
         )
         if self.name == "multistep" and not self.milestones:
-            raise ConfigError("schedule.name is multistep and schedule.milestones is empty: give the epochs of the drops")
+            raise ConfigError(
+                "schedule.name is multistep and schedule.milestones is empty: give the epochs of the drops"
+            )
         if self.warmup and self.name in ("onecycle", "triangular"):
-            raise ConfigError(f"schedule.warmup is {self.warmup:g}, but {self.name} has its own rise: set schedule.peak")
+            raise ConfigError(
+                f"schedule.warmup is {self.warmup:g}, but {self.name} has its own rise: set schedule.peak"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +283,9 @@ class Config:
         _require(self.val_size >= 0, "val_size", self.val_size, "0 or more images")
         _require(self.budget is None or self.budget >= 1, "budget", self.budget, "a number of parameters, or null")
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (batch norm needs more than one image)")
+        _require(
+            self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (batch norm needs more than one image)"
+        )
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a norm above 0, or null")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
@@ -299,3 +316,144 @@ class Config:
             raise ConfigError(
                 f"augment.crop_padding is {self.augment.crop_padding}, expected less than image_size {self.image_size}"
             )
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them."""
+    from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+
+    parser.add_argument("--recipe", action=ActionConfigFile, help=argparse.SUPPRESS)
+    parser.add_class_arguments(Config)
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Namespace]:
+    """Parse a command line whose parser has the options of `add_options`, and perhaps others.
+
+    Args:
+        parser: made with exit_on_error=False and print_config=None; a positional called `recipe_file`, where it has one, names the recipe.
+        arguments: the command line; dashes inside option names mean underscores.
+
+    Returns:
+        The checked configuration (recipe, then options), and whatever else was parsed.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest right one), a wrong type, a value out of range, an impossible mix.
+    """
+    arguments = [_underscored(argument) for argument in arguments]
+    known = parser.get_defaults()
+    options = set(known.keys()) | {"help", "recipe"}
+    for argument in arguments:
+        name = argument[2:].partition("=")[0]
+        if argument.startswith("--") and not any(option == name or option.startswith(name + ".") for option in options):
+            raise ConfigError(f"--{name} is not an option{_nearest(name, options, '--')}")
+    try:
+        parsed = parser.parse_args(arguments)
+        recipe = parsed.get("recipe_file")
+        if recipe is not None:
+            parsed = parser.parse_args([*_recipe_arguments(Path(recipe)), *arguments])
+        made = parser.instantiate(parsed)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_readable(str(error))) from error
+    names = {f.name for f in fields(Config)}
+    return (
+        Config(**{name: made[name] for name in names}),
+        Namespace(**{key: value for key, value in vars(made).items() if key not in names and key != "recipe"}),
+    )
+
+
+def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a recipe, with command-line style overrides such as `["--optimizer.lr", "0.1"]`.
+
+    Raises:
+        ConfigError: as `parse`; the recipe cannot be read or is not YAML.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    add_options(parser)
+    return parse(parser, [*_recipe_arguments(recipe), *overrides])[0]
+
+
+def to_yaml(config: Config) -> str:
+    """The complete configuration as YAML, which is itself a valid recipe."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, width=110)
+
+
+def model_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """The inverse of `dataclasses.asdict` for a `ModelConfig` that comes from a file.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range.
+        TypeError: `values` has another structure.
+    """
+    allowed = {f.name for f in fields(ModelConfig)}
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(f"model.{key} is not an option{_nearest(key, allowed, 'model.')}")
+    stages = values.get("stages")
+    return ModelConfig(**{**values, "stages": None if stages is None else [StageConfig(**stage) for stage in stages]})
+
+
+def _recipe_arguments(path: Path) -> list[str]:
+    """The options that read a recipe; what cannot be one is refused, naming unknown keys better than the parser."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, expected the options of a recipe, one a line")
+    options = set(_option_names(Config))
+    for name in _keys(content):
+        if name not in options:
+            raise ConfigError(f"{path}: {name} is not an option{_nearest(name, options)}")
+    return ["--recipe", str(path)]
+
+
+def _option_names(kind: type, prefix: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        yield prefix + name
+        if is_dataclass(hint):
+            yield from _option_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _nearest(name: str, options: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown option: the right name, compared whole and by its last part."""
+    options = sorted(options)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    if not near:
+        last = {option.rpartition(".")[2]: option for option in reversed(options)}
+        near = [last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)]
+    return f" (did you mean {prefix}{near[0]}?)" if near else ""
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
+
+
+def _readable(message: str) -> str:
+    """The parser's message as one line in the words of a recipe."""
+    message = " ".join(message.split())
+    message = re.sub(r"(?:Parser key|Problem with given class_path) \"([\w.]+)\":?", r"\1:", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
+    found = re.fullmatch(r"([\w.]+): Expected an? (.*?)\. Got value: (.*)", message)
+    return f"{found[1]} is {found[3]!r}, expected {found[2]}" if found else message
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML and JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

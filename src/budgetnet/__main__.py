@@ -1,0 +1,7 @@
+"""`python -m budgetnet`."""
+
+import sys
+
+from budgetnet.cli import main
+
+sys.exit(main())

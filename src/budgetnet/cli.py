@@ -1,0 +1,498 @@
+"""The command line: what a user types, mapped onto the library; nothing is computed here.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 success, 1 a mistake of the user's (one
+line says which), 130 and 143 a run that was stopped and can go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from budgetnet.errors import BudgetnetError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from budgetnet.checkpoint import Classifier
+    from budgetnet.progress import Progress
+
+EXAMPLES = {
+    "train": "budgetnet train recipes/quick.yaml --data ~/cifar --output runs/first --optimizer.lr 0.2",
+    "evaluate": "budgetnet evaluate runs/first --tta flip",
+    "predict": "budgetnet predict runs/first cifar_test_nolabel.pkl --output submission.csv",
+    "models": "budgetnet models --budget 5000000",
+    "inspect": "budgetnet inspect enhanced --picture enhanced.svg",
+    "track": "budgetnet track runs/first",
+    "data verify": "budgetnet data verify ~/cifar",
+    "data stats": "budgetnet data stats ~/cifar",
+    "data download": "budgetnet data download cifar10 --data ~/cifar",
+}
+
+
+class _Parser(ArgumentParser):
+    """A parser whose complaints are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["train"]:
+            return _train(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        code: int = parsed.run(parsed)
+        return code
+    except BudgetnetError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"budgetnet: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("budgetnet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has left; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="budgetnet",
+        description="Train the best image classifier that fits a parameter budget.",
+        epilog="`budgetnet COMMAND --help` says more, with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"budgetnet {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_parser("train", help="train a network by a recipe", add_help=False)
+
+    command = _command(commands, "evaluate", _evaluate, "score a model on labelled images")
+    _add_model(command)
+    _add_data(command)
+    command.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="which images (default test)"
+    )
+    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+
+    command = _command(commands, "predict", _predict, "classify images, and write a submission")
+    _add_model(command)
+    command.add_argument("input", type=Path, help="contest pickle, folder of images, single image, or .npy")
+    command.add_argument("--output", type=Path, metavar="FILE.csv", help="write a submission: ID,Labels")
+    command.add_argument(
+        "--probabilities", action="store_true", help="write FILE.probabilities.csv too, a column a class"
+    )
+    command.add_argument("--labels", type=Path, metavar="FILE", help="score the predictions against known ID,Labels")
+    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+
+    command = _command(commands, "models", _models, "list the networks, their size and whether they fit a budget")
+    command.add_argument("--budget", type=int, default=5_000_000, help="trainable parameters (default 5000000)")
+    command.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
+
+    command = _command(commands, "inspect", _inspect, "show a network's layers, or what a checkpoint holds")
+    command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a name that `budgetnet models` lists, or a file")
+    command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
+    command.add_argument("--width", type=int, help="width of a network given by name")
+    command.add_argument("--classes", type=int, default=10, help="classes of a network given by name (default 10)")
+    command.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the stages with their shapes")
+
+    command = _command(commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False)
+    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+
+    group = commands.add_parser("data", help="verify, describe or download data").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    command = _command(group, "verify", _verify, "check structure and checksums of data files", parent="data ")
+    command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
+    command = _command(group, "stats", _stats, "count classes, and measure pixel mean and deviation", parent="data ")
+    command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
+    command = _command(group, "download", _download, "fetch and verify an official archive", json=False, parent="data ")
+    command.add_argument("name", choices=("cifar10", "cifar100"), nargs="?", default="cifar10")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: the cache folder)")
+    return parser
+
+
+def _command(
+    commands: Any,
+    name: str,
+    run: Callable[[Namespace], int],
+    summary: str,
+    *,
+    json: bool = True,
+    parent: str = "",
+) -> ArgumentParser:
+    """A subcommand with the options that all share."""
+    command: ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary.capitalize() + ".", epilog=f"example: {EXAMPLES[parent + name]}"
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if json:
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return command
+
+
+def _add_model(command: ArgumentParser) -> None:
+    command.add_argument("checkpoint", type=Path, help="run folder, model file, or checkpoint of the reference project")
+    command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+
+
+def _add_data(command: ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument(
+        "--dataset", choices=("cifar10", "cifar100", "folder", "digits"), help="default: what the model was trained on"
+    )
+
+
+def _train(arguments: list[str]) -> int:
+    import jsonargparse
+
+    from budgetnet import config as configuration
+
+    parser = jsonargparse.ArgumentParser(
+        prog="budgetnet train",
+        description="Train a network by a recipe; any key of the recipe is an option too.",
+        epilog=f"example: {EXAMPLES['train']}",
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file (see recipes/)")
+    parser.add_argument("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache)")
+    parser.add_argument("--output", metavar="RUN", help="the run's folder (default: runs/RECIPE-TIME)")
+    parser.add_argument("--resume", action="store_true", help="continue RUN where it stopped, exactly")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    parser.add_argument("--no_track", action="store_true", help="leave MLflow out")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    configuration.add_options(parser)
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        return 0
+    config, options = configuration.parse(parser, arguments)
+    run = Path(options.output) if options.output else None
+    if options.resume and run is None:
+        raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
+    if options.recipe_file is None:
+        if not options.resume or run is None:
+            raise ConfigError("which recipe? give a YAML file, such as recipes/quick.yaml")
+        if not (run / "config.yaml").is_file():
+            raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
+        config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
+    if options.threads < 0:
+        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
+    if options.print_config:
+        print(configuration.to_yaml(config), end="")
+        return 0
+    name = Path(options.recipe_file).stem if not options.resume or run is None else run.name
+    run = run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return _run_training(config, options, run, name, _progress(options))
+
+
+def _run_training(config: Any, options: Any, run: Path, name: str, progress: Progress) -> int:
+    import torch
+
+    from budgetnet.progress import summary_lines
+    from budgetnet.train import Interrupted, train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
+        progress.say("stopping after this step")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        summary = train(
+            config,
+            run,
+            name=name,
+            folder=Path(options.data) if options.data else None,
+            device=device,
+            progress=progress,
+            track=not options.no_track,
+            resume=options.resume,
+            stop=lambda: bool(caught),
+        )
+    except Interrupted:
+        again = ["budgetnet", "train", "--resume", "--output", str(run)]
+        again += ["--data", options.data] if options.data else []
+        again += ["--device", options.device] if options.device != "auto" else []
+        again += ["--threads", str(options.threads)] if options.threads else []
+        print(f"saved; to go on: {shlex.join(again)}", file=sys.stderr)
+        return 128 + caught[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if options.json:
+        print(json.dumps(summary))
+    for line in summary_lines(summary, run):
+        progress.say(line)
+    return 0
+
+
+def _progress(options: Any) -> Progress:
+    from budgetnet import progress
+
+    if options.json or options.quiet:
+        return progress.Progress()
+    return progress.LiveProgress() if sys.stdout.isatty() else progress.PlainProgress()
+
+
+def _evaluate(options: Namespace) -> int:
+    from budgetnet import data, evaluate
+
+    classifier = _classifier(options)
+    trained = classifier.provenance.get("config", {})
+    dataset = data.load(options.dataset or trained.get("dataset", "cifar10"), options.data, classifier.image_size)
+    if dataset.classes != classifier.classes:
+        raise DataError(
+            f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...), "
+            f"but {dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...)"
+        )
+    images = dataset.test if options.split == "test" else dataset.train
+    labels = images.labels
+    assert labels is not None
+    pixels = images.images
+    if options.split != "test":
+        if "val_size" not in trained:
+            raise ConfigError(
+                f"{options.checkpoint} does not say which images it was chosen by: only --split test is known"
+            )
+        chosen = data.split(labels, trained["val_size"], trained["split_seed"])[options.split == "val"]
+        if not len(chosen):
+            raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
+        pixels, labels = pixels[chosen], labels[chosen]
+    logits = evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std, tta=options.tta)
+    scores = evaluate.score(logits, labels)
+    if options.json:
+        about = {"checkpoint": str(options.checkpoint), "dataset": dataset.name, "split": options.split}
+        print(json.dumps({**about, "tta": options.tta, **scores.to_dict()}))
+    else:
+        _show(evaluate.render(scores, classifier.classes))
+    return 0
+
+
+def _predict(options: Namespace) -> int:
+    import torch
+
+    from budgetnet import data, evaluate, predict
+
+    if options.output is None and (options.probabilities or options.labels):
+        raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
+    classifier = _classifier(options)
+    images = data.read_images(options.input, classifier.image_size)
+    logits = evaluate.predict_logits(
+        classifier.network, images.images, classifier.mean, classifier.std, tta=options.tta
+    )
+    probabilities = torch.softmax(logits, 1)
+    labels = logits.argmax(1).tolist()
+    ids = list(range(len(labels))) if images.ids is None else images.ids.tolist()
+    result: dict[str, Any] = {"images": len(ids)}
+    if options.output:
+        predict.write_submission(options.output, ids, labels, len(classifier.classes))
+        result["output"] = str(options.output)
+        if options.probabilities:
+            beside = options.output.with_suffix(".probabilities.csv")
+            predict.write_probabilities(beside, ids, probabilities, classifier.classes, files=images.names)
+            result["probabilities"] = str(beside)
+        if options.labels:
+            scores = predict.score_submission(options.output, options.labels, len(classifier.classes))
+            result["scores"] = scores.to_dict()
+    else:
+        result["predictions"] = [
+            {"ID": i, "label": label, "class": classifier.classes[label], "probability": p[label].item()}
+            for i, label, p in zip(ids, labels, probabilities, strict=True)
+        ]
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    names = images.names or tuple(map(str, ids))
+    for name, row in zip(names, result.get("predictions", []), strict=False):
+        print(f"{name}  {row['class']}  {row['probability']:.1%}")
+    for key in ("output", "probabilities"):
+        if key in result:
+            print(f"{result[key]}: {len(ids):,} rows")
+    if options.labels:
+        print(f"against {options.labels}:")
+        _show(evaluate.render(scores, classifier.classes))
+    return 0
+
+
+def _models(options: Namespace) -> int:
+    import torch
+
+    from budgetnet import models
+    from budgetnet.config import ModelConfig
+
+    rows = []
+    for name in models.names():
+        with torch.device("meta"):
+            network = models.build(ModelConfig(name=name), options.classes)
+        parameters, macs = models.count_parameters(network), models.multiply_adds(network, 32)
+        rows.append(
+            {"name": name, "parameters": parameters, "multiply_adds": macs, "fits": parameters <= options.budget}
+        )
+    if options.json:
+        print(json.dumps({"budget": options.budget, "models": rows}))
+        return 0
+    print(f"{'network':<20} {'parameters':>12} {'multiply-adds':>15}  fits {options.budget:,}")
+    for row in rows:
+        print(
+            f"{row['name']:<20} {row['parameters']:>12,} {row['multiply_adds']:>15,}  {'yes' if row['fits'] else 'no'}"
+        )
+    return 0
+
+
+def _inspect(options: Namespace) -> int:
+    from budgetnet import checkpoint, models, report
+    from budgetnet.config import ModelConfig
+
+    provenance: dict[str, Any] = {}
+    if options.what in models.names() or not Path(options.what).exists():
+        config, size = ModelConfig(name=options.what, width=options.width), 32
+        network = models.build(config, options.classes)
+        title = options.what
+    else:
+        classifier = checkpoint.load_classifier(Path(options.what), options.model)
+        network, size, title = classifier.network, classifier.image_size, classifier.model.name
+        provenance = {"classes": classifier.classes, "mean": classifier.mean, "std": classifier.std}
+        provenance |= classifier.provenance
+    rows = models.summarize(network, size)
+    if options.picture:
+        report.draw_network(network, options.picture, title, size)
+    if options.json:
+        layers = [vars(row) for row in rows]
+        print(json.dumps({"model": title, "layers": layers, "provenance": provenance}))
+        return 0
+    print(f"{title}, {size}x{size} images")
+    widest = max(len(row.name) for row in rows)
+    print(f"{'layer':<{widest}}  {'output':>14}  {'parameters':>11}  {'multiply-adds':>13}  kind")
+    for row in rows:
+        shape = "x".join(map(str, row.output_shape))
+        print(f"{row.name:<{widest}}  {shape:>14}  {row.parameters:>11,}  {row.multiply_adds:>13,}  {row.kind}")
+    parameters, macs = sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
+    print(f"{'total':<{widest}}  {'':>14}  {parameters:>11,}  {macs:>13,}")
+    for key, value in provenance.items():
+        if key != "config":
+            print(f"{key}: {value}")
+    if options.picture:
+        print(f"drawn to {options.picture}")
+    return 0
+
+
+def _track(options: Namespace) -> int:
+    import numpy as np
+
+    from budgetnet import checkpoint, tracking
+
+    def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
+        best = checkpoint.load_classifier(path)
+        return best.network, np.zeros((2, len(best.mean), best.image_size, best.image_size), np.float32)
+
+    print(tracking.send(options.folder, load_network=load_network, warn=_warn))
+    return 0
+
+
+def _verify(options: Namespace) -> int:
+    from budgetnet import data
+
+    path = options.path or data.default_folder()
+    found = data.verify(path)
+    if options.json:
+        print(json.dumps({"path": str(path), **vars(found)}))
+        return 0
+    print(f"{path}: {found.kind}, {found.images:,} images")
+    for line in found.lines:
+        print(f"  {line}")
+    return 0
+
+
+def _stats(options: Namespace) -> int:
+    from budgetnet import data
+
+    path = options.path or data.default_folder()
+    images, classes = data.read_training(path)
+    found = data.stats(images)
+    counts = dict(zip(classes, found.counts, strict=True)) if found.counts else {}
+    if options.json:
+        print(json.dumps({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
+        return 0
+    print(f"{path}: {len(images.images):,} images")
+    for name, count in counts.items():
+        print(f"  {name:<20} {count:>8,}")
+    print("  mean " + " ".join(f"{x:.5f}" for x in found.mean))
+    print("  std  " + " ".join(f"{x:.5f}" for x in found.std))
+    return 0
+
+
+def _download(options: Namespace) -> int:
+    from budgetnet import data
+
+    progress = _progress(Namespace(json=False, quiet=False))
+    try:
+        folder = data.download(options.name, options.data or data.default_folder(), progress=progress.download)
+    finally:
+        progress.end()
+    print(folder)
+    return 0
+
+
+def _classifier(options: Namespace) -> Classifier:
+    from dataclasses import replace
+
+    from budgetnet import checkpoint
+
+    classifier = checkpoint.load_classifier(options.checkpoint, options.model)
+    return replace(classifier, network=classifier.network.to(_device(options.device)))
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    kind, _, index = name.partition(":")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there or (index and (kind != "cuda" or not index.isdigit())):
+        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda, cuda:N or mps")
+    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise ConfigError(f"device is {name!r}, which this machine does not have: use --device auto")
+    return torch.device(name)
+
+
+def _show(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(renderable)
+
+
+def _warn(text: str) -> None:
+    print(f"budgetnet: warning: {text}", file=sys.stderr)
+
+
+def _version() -> str:
+    from budgetnet import __version__
+
+    return __version__

@@ -1,0 +1,354 @@
+"""What a network says of images, and how good that is: logits that depend on the image alone, and exact scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.cells import cell_len, set_cell_size
+from torch import Tensor, nn
+
+from budgetnet.augment import normalize
+from budgetnet.config import Tta
+from budgetnet.errors import CheckpointError, DataError
+
+_TOP5_FROM = 10
+_ECE_BINS = 15
+_Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+_COLUMNS = 80
+
+
+def predict_logits(
+    network: nn.Module,
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    tta: Tta = "none",
+    precision: torch.dtype | None = None,
+) -> Tensor:
+    """The logits of each image, the same bits whichever images are asked about with it, and in whichever order.
+
+    Runs on the device of the network's parameters and in the memory format of its convolutions, in evaluation mode
+    (each module's own mode is restored). Test-time augmentation averages logits, not probabilities:
+
+    - "flip": 1/2 each of the image and its mirror.
+    - "flip-shift": 1/4 each of the image and its mirror, and 1/8 each of both moved by one pixel up and left and moved
+      by one pixel down and right, the uncovered edge reflected (Jordan 2024, arXiv:2404.00498).
+
+    Args:
+        network: maps float32 (n, c, h, w) to (n, classes).
+        images: uint8 (n, c, h, w) in [0, 255], on any device.
+        mean: of each channel, in units of the full range, [0, 1].
+        std: of each channel, in the same units.
+        tta: the views that are averaged.
+        precision: autocast to this dtype; None computes in the dtype of the weights.
+
+    Returns:
+        float32 (n, classes) on the CPU.
+
+    Raises:
+        CheckpointError: a logit is not finite.
+        ValueError: `images` is not uint8 with four dimensions.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected torch.uint8 (n, c, h, w)")
+    device = next((p.device for p in network.parameters()), images.device)
+    chunk_size = _chunk_size(device)
+    memory_format = _memory_format(network)
+    rows = []
+    with _evaluation_mode(network), torch.inference_mode(), _autocast(device, precision):
+        # An empty input still gives the network one chunk, of padding alone: it alone knows the number of classes.
+        for start in range(0, max(len(images), 1), chunk_size):
+            chunk = images[start : start + chunk_size].to(device)
+            padding = chunk.new_zeros((chunk_size - len(chunk), *chunk.shape[1:]))
+            inputs = normalize(torch.cat([chunk, padding]), mean, std).contiguous(memory_format=memory_format)
+            rows.append(_average_views(network, inputs, tta)[: len(chunk)])
+    logits = torch.cat(rows).cpu()
+    _require_finite(logits)
+    return logits
+
+
+def _chunk_size(device: torch.device) -> int:
+    """Images in every forward pass: one number a device, as kernels sum in an order that changes with the batch.
+
+    Padding costs time on a CPU, where one image may be all that is asked for, and next to none elsewhere.
+    """
+    return 64 if device.type == "cpu" else 256
+
+
+def _memory_format(network: nn.Module) -> torch.memory_format:
+    for weight in network.parameters():
+        # Weights of 1x1 convolutions are contiguous in both formats and tell nothing.
+        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
+@contextmanager
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    was_training = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training:
+            module.training = training
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
+    # Always entered, so that an autocast around the call cannot change what it returns.
+    return torch.autocast(device.type, dtype=precision, enabled=precision not in (None, torch.float32))
+
+
+def _average_views(network: Callable[[Tensor], Tensor], inputs: Tensor, tta: Tta) -> Tensor:
+    def logits(view: Tensor) -> Tensor:
+        return network(view).float()
+
+    def mirrored_too(view: Tensor) -> Tensor:
+        return 0.5 * (logits(view) + logits(view.flip(3)))
+
+    if tta == "none":
+        return logits(inputs)
+    if tta == "flip":
+        return mirrored_too(inputs)
+    if tta == "flip-shift":
+        height, width = inputs.shape[2:]
+        bordered = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+        down_right, up_left = bordered[:, :, :height, :width], bordered[:, :, 2:, 2:]
+        return 0.5 * mirrored_too(inputs) + 0.25 * (mirrored_too(down_right) + mirrored_too(up_left))
+    raise ValueError(f"tta is {tta!r}, expected none, flip or flip-shift")
+
+
+def _require_finite(logits: Tensor) -> None:
+    bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise CheckpointError(
+            f"the logits of {len(bad)} of {len(logits)} images (the first is image {bad[0]}) are not finite, expected "
+            "numbers: the weights are damaged, or fp16 overflowed and fp32 will not"
+        )
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """How well predicted labels agree with the true ones. Counts are exact; shares are in [0, 1]."""
+
+    n: int
+    """Images."""
+    accuracy: float
+    """Share of images whose predicted label is the true one."""
+    accuracy_interval: tuple[float, float]
+    """95 % interval of the accuracy for other images drawn alike (Wilson 1927)."""
+    precision: tuple[float | None, ...]
+    """For each class, the share of the images predicted as it that are of it; None if it was never predicted."""
+    recall: tuple[float | None, ...]
+    """For each class, the share of its images that are predicted as it; None if it has no image."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Images by [true class][predicted class]."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types: tuples become lists, and an undefined share is None (null)."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Scores(LabelScores):
+    """How good logits are: the scores of the labels they predict, and of the probabilities they give."""
+
+    loss: float
+    """Cross-entropy in nats, the mean over the images, summed exactly in float64."""
+    top5: float | None
+    """Share of images whose true class is among the five of highest logit; None with fewer than 10 classes."""
+    ece: float
+    """Expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """Score logits against the true labels. The order of the images changes nothing, not even the last bit.
+
+    A tie goes to the class of lower index.
+
+    Args:
+        logits: float (n, classes), finite, on any device.
+        labels: integers (n,) in [0, classes), on any device.
+
+    Raises:
+        DataError: there are no images, or a label names no class of the network.
+        CheckpointError: a logit is not finite.
+        ValueError: the shapes do not belong together.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}, expected (n, classes) and (n,)"
+        )
+    n, num_classes = logits.shape
+    logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
+    _require_finite(logits)
+    predicted = logits.argmax(dim=1)
+    by_label = score_labels(predicted, labels, num_classes)
+
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(num_classes) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
+    log_probabilities = logits - logits.logsumexp(dim=1, keepdim=True)
+    # fsum rounds once, at the end.
+    loss = -math.fsum(log_probabilities.gather(1, labels[:, None]).flatten().tolist()) / n
+
+    return Scores(
+        **vars(by_label),
+        loss=loss,
+        top5=int((rank < 5).sum()) / n if num_classes >= _TOP5_FROM else None,
+        ece=_calibration_error(log_probabilities.amax(dim=1).exp(), predicted == labels),
+    )
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Mean over the images of |confidence - accuracy| of the bin that they fall into; bins are open below."""
+    inner_edges = torch.arange(1, _ECE_BINS, dtype=torch.float64) / _ECE_BINS
+    bins = torch.bucketize(confidence, inner_edges)
+    gap = confidence - correct.double()
+    return math.fsum(abs(math.fsum(gap[bins == b].tolist())) for b in range(_ECE_BINS)) / len(gap)
+
+
+def score_labels(predicted: Tensor, labels: Tensor, num_classes: int) -> LabelScores:
+    """Score predicted labels against the true ones.
+
+    Args:
+        predicted: integers (n,) in [0, num_classes).
+        labels: integers (n,) in [0, num_classes), on the same device.
+        num_classes: classes there are, predicted or not.
+
+    Raises:
+        DataError: there are no images, or a label is out of range.
+        ValueError: the shapes do not belong together.
+    """
+    if predicted.ndim != 1 or labels.shape != predicted.shape:
+        raise ValueError(
+            f"predicted is {tuple(predicted.shape)} and labels {tuple(labels.shape)}, expected (n,) and (n,)"
+        )
+    n = len(labels)
+    if n == 0:
+        raise DataError("there are no images to score, expected at least one")
+    for values in (predicted, labels):
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= num_classes:
+            raise DataError(
+                f"labels go from {low} to {high}, expected 0 to {num_classes - 1}: these images and the network of "
+                f"{num_classes} classes do not belong together"
+            )
+    cells = labels.long() * num_classes + predicted.long()
+    confusion = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).cpu()
+    hits, of_class, as_class = (counts.tolist() for counts in (confusion.diag(), confusion.sum(1), confusion.sum(0)))
+    correct = sum(hits)
+    return LabelScores(
+        n=n,
+        accuracy=correct / n,
+        accuracy_interval=_wilson(correct, n),
+        precision=tuple(h / m if m else None for h, m in zip(hits, as_class, strict=True)),
+        recall=tuple(h / m if m else None for h, m in zip(hits, of_class, strict=True)),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )
+
+
+def _wilson(correct: int, n: int) -> tuple[float, float]:
+    share, z2 = correct / n, _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # Rounding must not put the ends past the accuracy, where in exact arithmetic they meet it.
+    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
+
+
+def render(scores: LabelScores, classes: Sequence[str]) -> str:
+    """The scores as plain text for people, at most 80 columns wide.
+
+    A confusion matrix too wide for that gives way to the most frequent confusions, and of more than 20 classes those
+    of lowest recall are listed.
+
+    Args:
+        scores: of `score` or `score_labels`.
+        classes: the names, one a class.
+
+    Returns:
+        Lines without colour and without a newline at the end.
+
+    Raises:
+        ValueError: `classes` has another length than the scores.
+    """
+    k = len(scores.confusion)
+    if len(classes) != k:
+        raise ValueError(f"there are {len(classes)} names, expected {k}, one a class")
+    low, high = scores.accuracy_interval
+    lines = [
+        f"accuracy  {_percent(scores.accuracy)}   (95 % interval {_percent(low).strip()} to {_percent(high).strip()}, "
+        f"{scores.n:,} images)"
+    ]
+    if isinstance(scores, Scores):
+        if scores.top5 is not None:
+            lines.append(f"top-5     {_percent(scores.top5)}")
+        lines.append(f"loss      {scores.loss:8.4f}     (cross-entropy, nats)")
+        lines.append(f"ECE       {_percent(scores.ece)}   (expected calibration error)")
+
+    names = [_printable(name) for name in classes]
+    digits = len(str(k - 1))
+    label_width = max(len("class"), min(max(map(cell_len, names)), 20))
+    labels = [f"{i:>{digits}} {set_cell_size(name, label_width)}" for i, name in enumerate(names)]
+    head = " " * (digits + 1) + set_cell_size("class", label_width)
+
+    def recall_of(i: int) -> float:
+        recall = scores.recall[i]
+        return 2.0 if recall is None else recall
+
+    listed = range(k) if k <= 20 else sorted(sorted(range(k), key=recall_of)[:20])
+    lines += ["", f"{head}  precision    recall    images"]
+    lines += [
+        f"{labels[i]}  {_percent(scores.precision[i]):>9} {_percent(scores.recall[i]):>9} {sum(scores.confusion[i]):9,}"
+        for i in listed
+    ]
+    if len(listed) < k:
+        lines.append(f"(the {len(listed)} of {k} classes with the lowest recall)")
+
+    cell = max(len(str(max(map(max, scores.confusion)))), digits) + 1
+    if digits + 1 + label_width + k * cell <= _COLUMNS:
+        caption = "true class \\ predicted"
+        lines += ["", caption, " " * len(head) + "".join(f"{i:>{cell}}" for i in range(k))]
+        lines += [
+            label + "".join(f"{count or '.':>{cell}}" for count in row)
+            for label, row in zip(labels, scores.confusion, strict=True)
+        ]
+    else:
+        lines += ["", *_largest_confusions(scores, names)]
+    return "\n".join(lines)
+
+
+def _largest_confusions(scores: LabelScores, names: Sequence[str]) -> list[str]:
+    pairs = [
+        (count, true, predicted)
+        for true, row in enumerate(scores.confusion)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    width = max((cell_len(names[true]) for _, true, _ in pairs[:20]), default=0)
+    lines = ["most frequent confusions (images, true -> predicted)"] if pairs else ["no confusions"]
+    for count, true, predicted in pairs[:20]:
+        true_name = set_cell_size(names[true], min(width, 30))
+        predicted_name = names[predicted] if cell_len(names[predicted]) <= 30 else set_cell_size(names[predicted], 30)
+        lines.append(f"{count:9,}  {true_name} -> {predicted_name}")
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "      -" if share is None else f"{100 * share:6.2f} %"
+
+
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in name)

@@ -1,0 +1,156 @@
+"""Parameter groups, optimizers, the learning rate as a function of the step, and weight averaging."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from budgetnet.config import OptimizerConfig, ScheduleConfig
+
+
+def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The trainable parameters of `network`, each once, grouped by how they are updated.
+
+    Norm biases learn at `config.bias_lr` times the learning rate; parameters of one dimension (norms and biases) are
+    decayed only with `config.decay_norms`. A group's `lr_factor` multiplies the scheduled learning rate.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            norm_bias = name == "bias" and isinstance(module, nn.modules.batchnorm._NormBase)
+            lr_factor = config.bias_lr if norm_bias else 1.0
+            # Decay shrinks a weight by lr * decay each step: dividing keeps it the same for faster biases.
+            decay = config.weight_decay / lr_factor if config.decay_norms or parameter.ndim > 1 else 0.0
+            groups.setdefault((lr_factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": lr_factor, "lr": config.lr * lr_factor, "weight_decay": decay}
+        for (lr_factor, decay), parameters in groups.items()
+    ]
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of `config` over `parameter_groups(network, config)`."""
+    groups = parameter_groups(network, config)
+    # One kernel for all parameters where torch has it (CPU and CUDA), instead of some for each.
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(groups, betas=config.betas, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of `optimizer` the learning rate `lr` times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate at a step, as a factor of the peak: a pure function, so that nothing has to be saved.
+
+    Args:
+        config: the schedule; plateau is flat here but for its warm-up (see `Plateau`).
+        step: 0 <= step < epochs * steps_per_epoch.
+        steps_per_epoch: steps in an epoch.
+        epochs: total number of epochs.
+
+    Returns:
+        A factor in [0, 1].
+    """
+    total = epochs * steps_per_epoch
+    warmup = min(config.warmup * steps_per_epoch, total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    epoch = step / steps_per_epoch
+    match config.name:
+        case "constant" | "plateau":
+            return 1.0
+        case "cosine":
+            return _cosine((step - warmup) / max(1.0, total - warmup), 1.0, config.floor)
+        case "multistep":
+            return max(config.floor, config.gamma ** sum(epoch >= milestone for milestone in config.milestones))
+        case "exponential":
+            return max(config.floor, config.gamma ** int(epoch))
+        case "restarts":
+            position, period = (step - warmup) / steps_per_epoch, config.period
+            while position >= period:
+                position, period = position - period, period * config.period_growth
+            return _cosine(position / period, 1.0, config.floor)
+        case "onecycle" | "triangular":
+            shape = _cosine if config.name == "onecycle" else _straight
+            progress = step / total
+            if progress < config.peak:
+                return shape(progress / config.peak, config.start, 1.0)
+            return shape((progress - config.peak) / (1 - config.peak), 1.0, config.floor)
+
+
+def _cosine(progress: float, start: float, end: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _straight(progress: float, start: float, end: float) -> float:
+    return start + (end - start) * progress
+
+
+class Plateau:
+    """The one schedule with a memory: a factor that drops when the validation loss stalls."""
+
+    def __init__(self, config: ScheduleConfig) -> None:
+        self.config = config
+        self.factor = 1.0
+        self.best = math.inf
+        self.stale = 0
+
+    def update(self, val_loss: float) -> None:
+        """Take note of an epoch's validation loss."""
+        if val_loss < self.best:
+            self.best, self.stale = val_loss, 0
+            return
+        self.stale += 1
+        if self.stale > self.config.patience:
+            self.factor, self.stale = max(self.config.floor, self.factor * self.config.gamma), 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs, as plain numbers."""
+        return {"factor": self.factor, "best": self.best, "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict()`."""
+        self.factor, self.best, self.stale = state["factor"], state["best"], int(state["stale"])
+
+
+class WeightAverage:
+    """An exponential moving average of a network's weights and norm statistics (Polyak and Juditsky 1992).
+
+    The decay is warmed up as min(decay, (1 + t) / (10 + t)), so that early weights are forgotten quickly. Running
+    statistics are averaged like the weights, which they belong to; counters are copied.
+
+    Attributes:
+        network: the averaged copy, in evaluation mode, without gradients.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards `network`, whose optimizer has just made a step."""
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        averaged: list[Tensor] = []
+        current: list[Tensor] = []
+        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                averaged.append(mine)
+                current.append(theirs)
+            else:
+                mine.copy_(theirs)
+        torch._foreach_lerp_(averaged, current, weight)

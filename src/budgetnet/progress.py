@@ -1,0 +1,176 @@
+"""What a person sees of a training: one live line and a tidy row an epoch, plain lines, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from budgetnet.config import Config
+
+if TYPE_CHECKING:
+    from budgetnet.data import Dataset
+    from budgetnet.train import Position
+
+COLUMNS = (
+    ("epoch", "epoch", "{:>5.0f}"),
+    ("lr", "lr", "{:>9.3g}"),
+    ("train loss", "train_loss", "{:>10.4f}"),
+    ("train acc", "train_accuracy", "{:>9.2%}"),
+    ("val loss", "val_loss", "{:>8.4f}"),
+    ("val acc", "val_accuracy", "{:>8.2%}"),
+    ("images/s", "images_per_second", "{:>9,.0f}"),
+    ("time", "seconds", "{}"),
+)
+
+
+class Progress:
+    """Silence; warnings go to standard error all the same."""
+
+    def begin(self, config: Config, dataset: Dataset, run: Path, tags: Mapping[str, str]) -> None:
+        """The data is read and the run folder made."""
+
+    def step(self, at: Position, steps: int, lr: float) -> None:
+        """A step is done."""
+
+    def epoch(self, row: Mapping[str, float], best: bool) -> None:
+        """An epoch is done: its row of metrics.csv, and whether its weights are the best so far."""
+
+    def end(self) -> None:
+        """The training is over, well or not."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know, whatever the mode."""
+        print(f"budgetnet: warning: {text}", file=sys.stderr, flush=True)
+
+    def download(self, done: int, total: int | None) -> None:
+        """So many bytes of a download are here."""
+
+
+class PlainProgress(Progress):
+    """A row an epoch, for files and pipes."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stdout
+        self.columns: list[tuple[str, str, str]] = []
+        self.epochs = 0
+        self.downloaded = 0
+
+    def begin(self, config: Config, dataset: Dataset, run: Path, tags: Mapping[str, str]) -> None:
+        """Say what is trained on what, and where it goes."""
+        self.epochs = config.epochs
+        budget = f" (budget {config.budget:,})" if config.budget else ""
+        held_out = f"{config.val_size:,} of them to choose by" if config.val_size else "none held out"
+        self.say(f"{config.model.name}: {int(tags['parameters']):,} trainable parameters{budget}")
+        self.say(
+            f"{dataset.name}: {len(dataset.train.images):,} training images, {held_out}; "
+            f"{len(dataset.test.images):,} test images"
+        )
+        self.say(f"{tags['device']}, {config.precision}; run folder {run}")
+
+    def epoch(self, row: Mapping[str, float], best: bool) -> None:
+        """Print the row, under a header the first time."""
+        if not self.columns:
+            self.columns = [column for column in COLUMNS if column[1] in row]
+            self.say("")
+            self.say("  ".join(f"{title:>{self._width(form, key)}}" for title, key, form in self.columns))
+        cells = []
+        for _, key, form in self.columns:
+            cells.append(f"{duration(row[key]):>7}" if key == "seconds" else form.format(row[key]))
+        self.say("  ".join(cells) + (" *" if best else ""))
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self.out, flush=True)
+
+    def download(self, done: int, total: int | None) -> None:
+        """Print a line every tenth of the way."""
+        tenth = (total or 170_000_000) // 10
+        if done // tenth > self.downloaded // tenth:
+            self.say(f"downloaded {done / 1e6:.0f} MB" + (f" of {total / 1e6:.0f} MB" if total else ""))
+        self.downloaded = done
+
+    @staticmethod
+    def _width(form: str, key: str) -> int:
+        return 7 if key == "seconds" else len(form.format(0.0))
+
+
+class LiveProgress(PlainProgress):
+    """The rows of `PlainProgress` over a line that follows the steps, for terminals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        self.console = Console(highlight=False)
+        self.text = Text
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.shown = 0.0
+        self.recent: list[tuple[float, int]] = []
+
+    def step(self, at: Position, steps: int, lr: float) -> None:
+        """Redraw the line, at most ten times a second."""
+        now = time.monotonic()
+        if now - self.shown < 0.1 and at.step < steps:
+            return
+        self.shown = now
+        self.live.start()
+        speed = at.images / max(at.epoch_seconds, 1e-9)
+        done = at.epoch * steps + at.step
+        left = (self.epochs * steps - done) * at.seconds / done
+        filled = round(12 * at.step / steps)
+        line = (
+            f"epoch {at.epoch + 1}/{self.epochs} {'━' * filled}{'╌' * (12 - filled)} step {at.step}/{steps}  "
+            f"loss {at.loss_sum / at.images:.3f}  acc {at.correct / at.images:.1%}  lr {lr:.3g}  "
+            f"{speed:,.0f} img/s  {duration(left)} left"
+        )
+        self.live.update(self.text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def end(self) -> None:
+        """Take the line away."""
+        self.live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the live one."""
+        best = text.endswith(" *")
+        self.console.print(self.text(text, style="bold green" if best else ""), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the live line."""
+        self.live.stop()
+        super().warn(text)
+
+    def download(self, done: int, total: int | None) -> None:
+        """Redraw a bar of the download."""
+        share = f" of {total / 1e6:.0f} MB ({done / total:.0%})" if total else " MB"
+        self.live.start()
+        self.live.update(self.text(f"downloading {done / 1e6:.0f}{share}"), refresh=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
+
+
+def summary_lines(summary: Mapping[str, Any], run: Path) -> list[str]:
+    """The end of a training in a few lines."""
+    final = summary["final"]
+    lines = [
+        "",
+        f"weights of epoch {final['best_epoch']:.0f}, chosen by {summary['chosen_by']}"
+        + (f" ({final['val_accuracy']:.2%})" if "val_accuracy" in final else ""),
+        f"test accuracy {final['test_accuracy']:.2%}"
+        + (f", {final['test_accuracy_tta']:.2%} with {summary['tta']} views" if "test_accuracy_tta" in final else "")
+        + f"; {summary['parameters']:,} parameters; {duration(final['minutes'] * 60)}",
+        f"everything is in {run}",
+    ]
+    return lines

@@ -1,0 +1,165 @@
+"""Pictures of networks and runs."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from budgetnet.errors import BudgetnetError, ConfigError
+from budgetnet.models import Row, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Sizes in points, which is what text comes in: a box is as wide as its longest line needs.
+_FONT, _LINE, _GAP, _PAD = 9.0, 13.0, 16.0, 8.0
+_CHARACTER = 0.56 * _FONT  # DejaVu Sans, on average, rounded up
+_COLOURS = {"stem": "#dfe7ef", "stage": "#f3f5f7", "block": "#cfe3f7", "shortcut": "#f9e2c0", "head": "#dcefdc"}
+
+
+@dataclass(frozen=True)
+class _Box:
+    """`count` equal layers or blocks in a row."""
+
+    lines: list[str]
+    colour: str
+
+    @property
+    def height(self) -> float:
+        return len(self.lines) * _LINE + 2 * _PAD
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A stage: its heading, its boxes from top to bottom, what it puts out and costs."""
+
+    title: str
+    boxes: list[_Box]
+    footer: list[str]
+
+    @property
+    def width(self) -> float:
+        lines = [self.title, *self.footer, *(line for box in self.boxes for line in box.lines)]
+        return max(len(line) for line in lines) * _CHARACTER + 4 * _PAD
+
+    @property
+    def height(self) -> float:
+        boxes = sum(box.height for box in self.boxes) + _PAD * (len(self.boxes) - 1)
+        return _LINE * (1 + len(self.footer)) + boxes + 4 * _PAD
+
+
+def draw_network(network: nn.Module, path: Path, title: str, image_size: int) -> None:
+    """Draw the stages of a network from left to right, with their blocks, shapes, switches and parameters.
+
+    All that the picture says is read off the network itself and its forward pass. Equal blocks in a row share a box.
+
+    Args:
+        network: on any device, `meta` included; left as it was.
+        path: where to write, ending in .svg or .png; written over.
+        title: heading of the picture.
+        image_size: side of the images in pixels.
+
+    Raises:
+        ConfigError: `path` ends in something else.
+        BudgetnetError: matplotlib is not installed, or `path` cannot be written.
+    """
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise ConfigError(f"the picture {path} ends in {path.suffix or 'nothing'!r}, expected .svg or .png")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BudgetnetError(f"a picture needs matplotlib ({error}): pip install 'budgetnet[picture]'") from error
+
+    channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    rows = summarize(network, image_size, channels)
+    panels = _panels(rows)
+    width = sum(panel.width for panel in panels) + _GAP * (len(panels) + 1)
+    body = max(panel.height for panel in panels)
+    height = body + 4 * _LINE + 2 * _GAP
+
+    parameters, multiply_adds = sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
+    subtitle = (
+        f"{channels} x {image_size} x {image_size} image   -   {parameters:,} trainable parameters   -   "
+        f"{multiply_adds / 1e6:,.1f} million multiply-adds"
+    )
+    width = max(width, len(subtitle) * _CHARACTER + 2 * _GAP)
+    figure = Figure(figsize=(width / 72, height / 72))
+    FigureCanvasAgg(figure)  # no display, and nothing of pyplot's global state
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    axes.text(_GAP, _GAP + _LINE * 0.6, title, fontsize=15, fontweight="bold", va="center")
+    axes.text(_GAP, _GAP + _LINE * 2.0, subtitle, fontsize=_FONT, color="#444444", va="center")
+    x, top = _GAP, _GAP + 3.2 * _LINE
+    for i, panel in enumerate(panels):
+        _draw_panel(axes, panel, x, top, body)
+        x += panel.width
+        if i < len(panels) - 1:
+            middle = top + body / 2
+            arrow = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", xy=(x + _GAP, middle), xytext=(x, middle), arrowprops=arrow)
+        x += _GAP
+    try:
+        figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise BudgetnetError(f"the picture {path} cannot be written: {error.strerror or error}") from error
+
+
+def _panels(rows: list[Row]) -> list[_Panel]:
+    """A panel for each stage, and one for what lies before the first, between two, and after the last."""
+    panels: list[_Panel] = []
+    for (name, is_stage), group in itertools.groupby(rows, key=_stage):
+        members = list(group)
+        colour = "block" if is_stage else ("stem" if not panels else "head")
+        boxes = [
+            _box(kind, len(list(same)), colour) for kind, same in itertools.groupby(members, key=lambda row: row.kind)
+        ]
+        shape = " x ".join(str(size) for size in members[-1].output_shape)
+        footer = [f"out {shape}", f"{sum(row.parameters for row in members):,} parameters"]
+        panels.append(_Panel(name if is_stage or panels else "stem", boxes, footer))
+    return panels
+
+
+def _stage(row: Row) -> tuple[str, bool]:
+    """The panel that a row belongs to, and whether that is a stage: blocks are, single layers are not."""
+    if row.kind.startswith(("conv ", "batch norm", "linear")):
+        return ("head" if row.kind.startswith("linear") else "layers"), False
+    return row.name.split(".")[0], True
+
+
+def _box(kind: str, count: int, colour: str) -> _Box:
+    first, *switches = re.sub(r"(?<=\d)-(?=\d)", " \N{RIGHTWARDS ARROW} ", kind).split(", ")
+    if "projection" in switches:
+        colour = "shortcut"
+    return _Box([f"{count} x {first}" if count > 1 else first, *switches], colour)
+
+
+def _draw_panel(axes: Axes, panel: _Panel, x: float, top: float, height: float) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    def rectangle(x: float, y: float, width: float, height: float, colour: str, edge: str) -> None:
+        style = "round,pad=0,rounding_size=5"
+        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=edge, lw=0.8))
+
+    centre = x + panel.width / 2
+    rectangle(x, top, panel.width, height, _COLOURS["stage"], "#b5bdc5")
+    _line(axes, centre, top + _PAD, panel.title, size=_FONT + 1, bold=True)
+    y = top + 2 * _PAD + _LINE
+    for box in panel.boxes:
+        rectangle(x + _PAD, y, panel.width - 2 * _PAD, box.height, _COLOURS[box.colour], "#8a949e")
+        for i, line in enumerate(box.lines):
+            _line(axes, centre, y + _PAD + i * _LINE, line, bold=i == 0)
+        y += box.height + _PAD
+    for i, line in enumerate(panel.footer):
+        _line(axes, centre, top + height - _PAD - (len(panel.footer) - i) * _LINE, line)
+
+
+def _line(axes: Axes, centre: float, top: float, text: str, size: float = _FONT, bold: bool = False) -> None:
+    weight = "bold" if bold else "normal"
+    axes.text(centre, top + _LINE / 2, text, fontsize=size, fontweight=weight, ha="center", va="center")

@@ -1,0 +1,457 @@
+"""Training: from a configuration and a data folder to a run folder with chosen weights and their scores.
+
+`train` makes the run; `_fit` is the loop, on one page. Order, crops, flips and dropout are a pure function of (seed,
+epoch, step), so that a resumed run needs only the weights, the optimizer's memory and a few counters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from budgetnet import __version__, checkpoint, data, evaluate, models, optim
+from budgetnet.augment import Augment, normalize
+from budgetnet.checkpoint import Classifier
+from budgetnet.config import Config, load, to_yaml
+from budgetnet.data import Dataset
+from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
+from budgetnet.files import atomic_write
+from budgetnet.progress import Progress
+from budgetnet.tracking import Metrics, Tracker
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Interrupted(Exception):  # noqa: N818  it ends a run that can go on, like KeyboardInterrupt
+    """The run was asked to stop, and its state is saved."""
+
+
+@dataclass
+class Position:
+    """Where a training stands between two steps."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    step: int = 0
+    """Steps completed in the current epoch."""
+    images: int = 0
+    """Images seen in them."""
+    loss_sum: float = 0.0
+    """Sum of the training loss over those images."""
+    correct: int = 0
+    """How many of them, as augmented, were classified right."""
+    epoch_seconds: float = 0.0
+    """Time of the steps of the current epoch so far."""
+    seconds: float = 0.0
+    """Time of the run so far: steps, validation and saving."""
+    best_epoch: int = 0
+    """The epoch whose weights are kept; 0 is none yet."""
+    best_accuracy: float = -1.0
+    """Its validation accuracy."""
+
+
+class Training:
+    """All that changes while training, and how it is saved."""
+
+    def __init__(self, config: Config, dataset: Dataset, train_indices: Tensor, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
+        if config.init == "kaiming":
+            models.kaiming_(network)
+        if isinstance(network, models.Initializable):
+            sample = dataset.train.images[train_indices[:5000]]
+            network.initialize(normalize(sample, dataset.mean, dataset.std))
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        self.average = optim.WeightAverage(self.network, config.ema) if config.ema else None
+        self.optimizer = optim.make_optimizer(self.network, config.optimizer)
+        self.plateau = optim.Plateau(config.schedule)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.at = Position()
+
+    @property
+    def candidate(self) -> nn.Module:
+        """The network that is validated, and kept when it does best."""
+        return self.average.network if self.average else self.network
+
+    def save(self, path: Path, checksum: str) -> None:
+        """Write everything that a resumed run needs."""
+        state = {
+            "checksum": checksum,
+            "position": asdict(self.at),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "plateau": self.plateau.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.average:
+            state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
+        checkpoint.save_state(path, state)
+
+    def load(self, path: Path, checksum: str) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or the run was trained on other data.
+        """
+        state = checkpoint.load_state(path)
+        if state["checksum"] != checksum:
+            raise CheckpointError(
+                f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
+                "resume with the same --data"
+            )
+        checkpoint.load_strictly(self.network, state["network"], str(path), "the run's network")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.plateau.load_state_dict(state["plateau"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            checkpoint.load_strictly(self.average.network, state["average"], str(path), "the run's network")
+            self.average.updates = state["average_updates"]
+        self.at = Position(**state["position"])
+
+
+def train(
+    config: Config,
+    run: Path,
+    *,
+    name: str,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+    track: bool = True,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train a network, keep the weights that do best in validation, and test them once.
+
+    Args:
+        config: what to compute.
+        run: the run's folder, made here; with `resume`, that of a run that stopped.
+        name: what the run is called in its records.
+        folder: where the data is; None is `data.default_folder()`.
+        device: where to compute; None is the CPU.
+        progress: told of every step and epoch; None is silence.
+        track: copy the record to MLflow, where that is installed.
+        resume: continue exactly where the run stopped.
+        stop: asked after every step whether to save and leave.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        BudgetError: the network is over the budget; nothing was read or written.
+        ConfigError: options that do not fit the data, the device, or the run that is resumed.
+        DataError: the data is missing or damaged, or the run's folder cannot be written.
+        CheckpointError: there is nothing to resume, or it is damaged.
+        TrainingError: the run's folder exists, or the loss is not finite.
+        Interrupted: `stop` said so, and the state is saved.
+    """
+    device = device or torch.device("cpu")
+    progress = progress or Progress()
+    config = replace(config, precision=_resolve_precision(config.precision, device))
+    classes = data.num_classes(config.dataset, folder)
+    config = replace(config, model=models.check_budget(config.model, classes, config.budget, config.image_size))
+    if resume:
+        _check_resumable(config, run)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
+    dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download)
+    data.split(_labels(dataset.train), config.val_size, config.split_seed)  # refuse what does not fit before writing
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{run} cannot be made: {error.strerror}; choose another --output") from error
+    atomic_write(run / "config.yaml", to_yaml(config).encode())
+
+    network = models.build(config.model, classes, config.image_size)
+    tags = _tags(config, dataset, network, device)
+    progress.begin(config, dataset, run, tags)
+    tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
+    tracker.start(name, asdict(config), tags)
+    try:
+        training = _fit(config, dataset, run, device, progress, tracker, resume, stop)
+        summary = _test(config, dataset, run, name, training.at, device, tags)
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
+        raise
+    finally:
+        progress.end()
+    atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
+    best = checkpoint.load_classifier(run)
+    example = normalize(dataset.test.images[:2], dataset.mean, dataset.std).numpy()
+    tracker.finish("FINISHED", files, best.network, example, summary["final"])
+    return summary
+
+
+def _fit(
+    config: Config,
+    dataset: Dataset,
+    run: Path,
+    device: torch.device,
+    progress: Progress,
+    tracker: Tracker,
+    resume: bool,
+    stop: Callable[[], bool],
+) -> Training:
+    """The training loop. Writes metrics.csv, last.ckpt and best.safetensors."""
+    train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
+    images, labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
+    val_images, val_labels = images[val_indices.to(device)], _labels(dataset.train)[val_indices]
+    augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    precision = PRECISIONS[config.precision]
+    steps = len(data.batches(train_indices, config.batch_size))
+    patience = config.patience if config.val_size else None
+    metrics = Metrics(run / "metrics.csv")
+
+    training = Training(config, dataset, train_indices, device)
+    if resume:
+        training.load(run / "last.ckpt", dataset.checksum)
+    network, optimizer, scaler, at = training.network, training.optimizer, training.scaler, training.at
+    forward = torch.compile(network) if config.compile else network
+    metrics.truncate(at.epoch)
+    clock = time.monotonic() - at.seconds
+    saved = at.seconds
+
+    def learning_rate(step: int) -> float:
+        factor = optim.lr_factor(config.schedule, at.epoch * steps + step, steps, config.epochs)
+        return config.optimizer.lr * training.plateau.factor * factor
+
+    while at.epoch < config.epochs and not (patience and at.best_epoch and at.epoch - at.best_epoch >= patience):
+        order = train_indices[data.epoch_order(len(train_indices), config.seed, at.epoch)]
+        network.train()
+        for batch in data.batches(order, config.batch_size)[at.step :]:
+            started = time.monotonic()
+            seed = data.step_seed(config.seed, at.epoch, at.step)
+            torch.manual_seed(seed)  # for dropout, which draws from the global generator
+            optim.set_learning_rate(optimizer, learning_rate(at.step))
+            index = batch.to(device)
+            x = augment(images[index], index, at.epoch, torch.Generator(device).manual_seed(seed))
+            y = labels[index]
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                logits = forward(x.contiguous(memory_format=layout))
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(_not_finite(value, config, at, learning_rate(at.step)))
+
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if config.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if training.average:
+                training.average.update(network)
+
+            at.step += 1
+            at.images += len(batch)
+            at.loss_sum += value * len(batch)
+            at.correct += int((logits.argmax(1) == y).sum())
+            at.epoch_seconds += time.monotonic() - started
+            at.seconds = time.monotonic() - clock
+            progress.step(at, steps, learning_rate(at.step - 1))
+            if stop():
+                training.save(run / "last.ckpt", dataset.checksum)
+                raise Interrupted
+            if at.step < steps and _due(config, at.step, at.seconds - saved):
+                training.save(run / "last.ckpt", dataset.checksum)
+                saved = at.seconds
+
+        row: dict[str, float] = {
+            "epoch": at.epoch + 1,
+            "lr": learning_rate(steps - 1),
+            "train_loss": at.loss_sum / at.images,
+            "train_accuracy": at.correct / at.images,
+        }
+        speed = at.images / at.epoch_seconds
+        at.epoch, at.step, at.images, at.loss_sum, at.correct, at.epoch_seconds = at.epoch + 1, 0, 0, 0.0, 0, 0.0
+        better = at.epoch == config.epochs
+        if config.val_size:
+            val_logits = evaluate.predict_logits(
+                training.candidate, val_images, dataset.mean, dataset.std, precision=precision
+            )
+            scores = evaluate.score(val_logits, val_labels)
+            row |= {"val_loss": scores.loss, "val_accuracy": scores.accuracy}
+            training.plateau.update(scores.loss)
+            better = scores.accuracy > at.best_accuracy
+            at.best_accuracy = max(scores.accuracy, at.best_accuracy)
+        if better:
+            at.best_epoch = at.epoch
+            _keep(training.candidate, config, dataset, run, at)
+        saved = at.seconds = time.monotonic() - clock
+        row |= {"images_per_second": speed, "seconds": at.seconds}
+        metrics.append(row)
+        training.save(run / "last.ckpt", dataset.checksum)
+        tracker.log_epoch(row)
+        progress.epoch(row, better)
+    return training
+
+
+def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: Position) -> None:
+    """Write the weights chosen so far, as a model file that stands alone."""
+    checkpoint.save_classifier(
+        run / "best.safetensors",
+        Classifier(
+            network=network,
+            model=config.model,
+            classes=dataset.classes,
+            mean=dataset.mean,
+            std=dataset.std,
+            image_size=dataset.train.images.shape[-1],
+            provenance={
+                "config": asdict(config),
+                "epoch": at.epoch,
+                "val_accuracy": at.best_accuracy if config.val_size else None,
+                "data_checksum": dataset.checksum,
+                "versions": _versions(),
+            },
+        ),
+    )
+
+
+def _test(
+    config: Config, dataset: Dataset, run: Path, name: str, at: Position, device: torch.device, tags: Mapping[str, str]
+) -> dict[str, Any]:
+    """Test the chosen weights, the one time that the test images are looked at, and sum the run up."""
+    best = checkpoint.load_classifier(run)
+    network = best.network.to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    test: dict[str, Any] = {}
+    for tta in dict.fromkeys(("none", config.tta)):
+        logits = evaluate.predict_logits(
+            network, dataset.test.images, best.mean, best.std, tta=tta, precision=PRECISIONS[config.precision]
+        )
+        test[tta] = evaluate.score(logits, _labels(dataset.test)).to_dict()
+    final = {
+        "test_accuracy": test["none"]["accuracy"],
+        "test_loss": test["none"]["loss"],
+        "test_ece": test["none"]["ece"],
+    }
+    if config.tta != "none":
+        final["test_accuracy_tta"] = test[config.tta]["accuracy"]
+    if config.val_size:
+        final["val_accuracy"] = at.best_accuracy
+    return {
+        "name": name,
+        "final": final | {"best_epoch": at.best_epoch, "epochs": at.epoch, "minutes": at.seconds / 60},
+        "chosen_by": "validation accuracy" if config.val_size else "last epoch",
+        "tta": config.tta,
+        "test": test,
+        "parameters": models.count_parameters(network),
+        "budget": config.budget,
+        "tags": dict(tags),
+        "versions": _versions(),
+        "hardware": _hardware(device),
+    }
+
+
+def _check_resumable(config: Config, run: Path) -> None:
+    """Refuse to resume what is not there, or under a configuration that would compute something else."""
+    if not (run / "last.ckpt").is_file():
+        raise CheckpointError(f"{run} holds no last.ckpt: there is nothing to resume; leave out --resume to begin")
+    before = yaml.safe_load(to_yaml(replace(load(run / "config.yaml"), epochs=config.epochs)))
+    now = yaml.safe_load(to_yaml(config))
+    for key, old, new in _differences(before, now):
+        raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for key in before:
+        if isinstance(before[key], dict):
+            found += _differences(before[key], now[key], f"{prefix}{key}.")
+        elif before[key] != now[key]:
+            found.append((prefix + key, before[key], now[key]))
+    return found
+
+
+def _due(config: Config, step: int, seconds: float) -> bool:
+    """Whether to save within an epoch."""
+    by_steps = config.checkpoint_steps is not None and step % config.checkpoint_steps == 0
+    return by_steps or (config.checkpoint_minutes is not None and seconds >= 60 * config.checkpoint_minutes)
+
+
+def _not_finite(value: float, config: Config, at: Position, rate: float) -> str:
+    advice = f"a lower --optimizer.lr than {config.optimizer.lr:g}, a longer --schedule.warmup, or --clip-norm 1"
+    if config.precision != "fp32":
+        advice += f", or --precision fp32 instead of {config.precision}"
+    return f"the loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}, at learning rate {rate:g}: try {advice}"
+
+
+def _labels(images: data.Images) -> Tensor:
+    if images.labels is None:
+        raise BudgetnetError("these images have no labels, which training needs")
+    return images.labels
+
+
+def _resolve_precision(
+    precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
+) -> Literal["fp32", "bf16", "fp16"]:
+    """What auto means on this device, so that the record says what was computed in."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision is fp16, which CPUs do not train in: use bf16, fp32 or auto")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
+    )
+    return "bf16" if native else "fp32"
+
+
+def _tags(config: Config, dataset: Dataset, network: nn.Module, device: torch.device) -> dict[str, str]:
+    return {
+        "dataset": dataset.name,
+        "data_checksum": dataset.checksum,
+        "model": config.model.name,
+        "parameters": str(models.count_parameters(network)),
+        "device": str(device),
+        "git_commit": _git_commit(),
+        "budgetnet": __version__,
+    }
+
+
+def _git_commit() -> str:
+    """The commit of this source, with + when files differ from it; unknown outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--match=", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    return {"budgetnet": __version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    found: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    found["cpu"] = torch.backends.cpu.get_cpu_capability() + " " + (platform.processor() or platform.machine())
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found

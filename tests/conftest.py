@@ -1,0 +1,21 @@
+"""What every test can use."""
+
+import os
+import pathlib
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real CIFAR-10, for tests marked `real_data`."""
+    folder = os.environ.get("BUDGETNET_DATA")
+    if not folder:
+        pytest.skip("BUDGETNET_DATA is not set: no real CIFAR-10 to test on")
+    return pathlib.Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
