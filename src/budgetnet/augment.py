@@ -478,8 +478,8 @@ def _uniform(n: int, low: float, high: float, rng: Generator, device: torch.devi
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
     """The source of each of `size + 2 * padding` rows or columns when the edges are mirrors."""
-    places = torch.arange(-padding, size + padding, device=device).abs_()
-    return places.sub_(size - 1).abs_().neg_().add_(size - 1)
+    places = torch.arange(-padding, size + padding, device=device)
+    return (size - 1) - (places.abs() - (size - 1)).abs()
 
 
 def _flip_where(flipped: Tensor, images: Tensor) -> Tensor:
@@ -501,7 +501,7 @@ def _hash_bit(indices: Tensor, seed: int) -> Tensor:
         return value - 2**64 if value >= 2**63 else value
 
     def shifted(z: Tensor, bits: int) -> Tensor:
-        return (z >> bits) & (2 ** (64 - bits) - 1)  # int64 shifts in copies of the sign; these are not wanted
+        return (z >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts in copies of the sign; these are not wanted
 
     z = indices * signed(0x9E3779B97F4A7C15) + signed(_splitmix(seed))
     z = (z ^ shifted(z, 30)) * signed(0xBF58476D1CE4E5B9)

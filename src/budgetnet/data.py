@@ -6,6 +6,7 @@ Files are hostile until shown otherwise: nothing in one is ever executed, and al
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import io
@@ -305,7 +306,7 @@ def _locate(name: str, root: Path) -> tuple[_Layout, Path] | None:
 def _locate_tree(root: Path) -> Path:
     if _is_tree(root):
         return root
-    held = [child for child in _children(root) if child.is_dir() and _is_tree(child)]
+    held = [child for child in _children(root) if _is_tree(child)] if root.is_dir() else []
     if len(held) == 1:
         return held[0]
     found = f"{len(held)} trees ({', '.join(child.name for child in held)})" if held else _listing(root)
@@ -683,7 +684,7 @@ def _read_binary(path: Path) -> Images:
             f"{path}: found {size:,} bytes, expected a multiple of {record:,} (a label and 3x32x32 pixels each)"
         )
     records = np.frombuffer(_read_bytes(path), np.uint8).reshape(-1, record)
-    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, _SIDE, _SIDE))
+    images = torch.from_numpy(records[:, 1:].copy().reshape(-1, 3, _SIDE, _SIDE))
     return Images(images, _labels(path, records[:, 0], len(records), 10))
 
 
@@ -691,10 +692,8 @@ def _read_pickled(path: Path, content: dict[Any, Any], side: int) -> Images:
     """The images of an unpickled batch or contest file, with labels and ids where it has them."""
     data = content.get(b"data", content.get("data"))
     if not isinstance(data, np.ndarray):
-        keys = [
-            key.decode("latin1") if isinstance(key, bytes) else key for key in content if isinstance(key, str | bytes)
-        ]
-        found = "data that is no array" if data is not None else f"the keys {_few(map(repr, keys)) or 'of no names'}"
+        keys = [key[:30] for key in content if isinstance(key, str | bytes)]
+        found = "data that is no array" if data is not None else f"the keys {_few(map(ascii, keys)) or 'of no names'}"
         raise DataError(f"{path}: found {found}, expected a NumPy array of images under 'data'")
     images = _layout_of(path, data, side)
     labels = None
@@ -789,10 +788,10 @@ class _Array:
     def fill(self, raw: Any, dtype: Any, shape: Any, order: Any) -> None:
         if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray) or order not in ("C", "F"):
             raise DataError("an array of other than numbers")
-        if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(size) is int and size >= 0 for size in shape):
             raise DataError("an array of impossible shape")
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-            raise DataError(f"an array of shape {shape} with {len(raw):,} bytes")
+            raise DataError(f"an array whose shape does not fit its {len(raw):,} bytes")
         self.value = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 
@@ -813,19 +812,19 @@ def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = 
 def _scalar(dtype: Any, raw: Any) -> Any:
     array = _Array()
     array.fill(raw, dtype, (), "C")
+    if array.value.dtype.kind in "SU":
+        raise DataError("a scalar that is no number")
     return array.value.item()
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
-        raise DataError("text in another encoding than latin1")
-    return text.encode("latin1")
+def _no_bytes() -> bytes:
+    return b""
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
+    **{(builtins, "bytes"): _no_bytes for builtins in ("builtins", "__builtin__")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
@@ -839,12 +838,28 @@ _MAX_TUPLES = 30_000
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, raw: bytes):
+        super().__init__(io.BytesIO(raw), encoding="bytes")
+        self._unencoded = len(raw)
+
     def find_class(self, module: str, name: str) -> Any:
-        found = _ADMITTED.get((module, name))
-        if found is None:
-            raise DataError(f"a call of {module}.{name}"[:200])
-        # A function of its own for each file: BUILD can set attributes of one, which must not outlive the file.
-        return found if isinstance(found, type) else lambda *arguments: found(*arguments)
+        if (module, name) == ("_codecs", "encode"):
+            found: Any = self._encode
+        elif (module, name) in _ADMITTED:
+            found = _ADMITTED[module, name]
+        else:
+            raise DataError(f"a call of {f'{module}.{name}'[:100]!a}")
+        # A function of its own for each use: BUILD can set attributes of one, which must not outlive the file.
+        return found if found is _Array else lambda *arguments: found(*arguments)
+
+    def _encode(self, text: Any, encoding: Any) -> bytes:
+        """How protocols 0 to 2 write bytes."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
+            raise DataError("text in another encoding than latin1")
+        self._unencoded -= len(text)
+        if self._unencoded < 0:  # the same text again and again would fill the memory
+            raise DataError("more bytes than the file has")
+        return text.encode("latin1")
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise DataError("a reference to another file")
@@ -870,7 +885,7 @@ def _unpickle(path: Path) -> dict[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged bytes can look like a string with an odd escape
             _check_opcodes(raw)
-        content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
+        content = _Unpickler(raw).load()
         if not isinstance(content, dict):
             raise DataError(f"a {type(content).__name__.lstrip('_').lower()} instead of a dict")
         return {key: value.value if isinstance(value, _Array) else value for key, value in content.items()}
@@ -1137,15 +1152,15 @@ def _unpack(archive: Path, folder: Path, inside: str) -> None:
     """Unpack `inside/` of a tar archive beside its place, then move it there in one step."""
     temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder))
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             tar.extractall(temporary, filter="data")
-        if not (temporary / inside).is_dir():
-            raise DataError(f"{archive}: found no {inside}/ in it, expected the official archive")
-        os.replace(temporary / inside, folder / inside)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        archive.unlink()
-        raise DataError(
-            f"{archive}: found no sound tar archive ({error}), expected {inside}/: it was deleted"
-        ) from error
+        found = ", ".join(sorted(path.name for path in temporary.iterdir())) or "nothing"
+        if (temporary / inside).is_dir():
+            os.replace(temporary / inside, folder / inside)
+            return
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        found = f"no sound tar.gz ({error})"
     finally:
         shutil.rmtree(temporary)
+    archive.unlink()
+    raise DataError(f"{archive}: found {found}, expected an archive of {inside}/: it was deleted")

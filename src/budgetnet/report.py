@@ -81,7 +81,7 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
     panels = _panels(rows)
     width = sum(panel.width for panel in panels) + _GAP * (len(panels) + 1)
     body = max(panel.height for panel in panels)
-    height = body + 4 * _LINE + 2 * _GAP
+    height = body + 3.2 * _LINE + 2 * _GAP
 
     parameters, multiply_adds = sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
     subtitle = (
@@ -112,25 +112,24 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
 
 
 def _panels(rows: list[Row]) -> list[_Panel]:
-    """A panel for each stage, and one for what lies before the first, between two, and after the last."""
+    """A panel for each stage, and one for the layers before the first and after the last."""
     panels: list[_Panel] = []
-    for (name, is_stage), group in itertools.groupby(rows, key=_stage):
+    for stage, group in itertools.groupby(rows, key=_stage):
         members = list(group)
-        colour = "block" if is_stage else ("stem" if not panels else "head")
+        outside = "head" if panels else "stem"
         boxes = [
-            _box(kind, len(list(same)), colour) for kind, same in itertools.groupby(members, key=lambda row: row.kind)
+            _box(kind, len(list(same)), "block" if stage else outside)
+            for kind, same in itertools.groupby(members, key=lambda row: row.kind)
         ]
         shape = " x ".join(str(size) for size in members[-1].output_shape)
         footer = [f"out {shape}", f"{sum(row.parameters for row in members):,} parameters"]
-        panels.append(_Panel(name if is_stage or panels else "stem", boxes, footer))
+        panels.append(_Panel(stage or outside, boxes, footer))
     return panels
 
 
-def _stage(row: Row) -> tuple[str, bool]:
-    """The panel that a row belongs to, and whether that is a stage: blocks are, single layers are not."""
-    if row.kind.startswith(("conv ", "batch norm", "linear")):
-        return ("head" if row.kind.startswith("linear") else "layers"), False
-    return row.name.split(".")[0], True
+def _stage(row: Row) -> str:
+    """The stage that a row belongs to; none for single layers."""
+    return "" if row.kind.startswith(("conv ", "batch norm", "linear")) else row.name.split(".")[0]
 
 
 def _box(kind: str, count: int, colour: str) -> _Box:

@@ -18,6 +18,7 @@ import numbers
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -283,6 +284,8 @@ def send(
             opened.complete(run, status, files, network, example, summary.get("final", {}), _SEND_SECONDS)
     except BudgetnetError:
         raise
+    except ImportError as error:
+        raise BudgetnetError(f"cannot send {run}: {_reason(error)}") from error
     except Exception as error:
         raise BudgetnetError(
             f"cannot send {run} to {_where(run)}: {_reason(error)}; start the server, or set MLFLOW_TRACKING_URI to "
@@ -478,9 +481,28 @@ def _open(run: Path, record: _Record) -> _Copy:
             run_id = client.create_run(experiment_id, tags={_RUN_TAG: record.key}, run_name=record.name).info.run_id
         return _Copy(client, experiment_id, run_id)
 
-    opened = _within(_OPEN_SECONDS, find_or_create)
+    def open_alone() -> _Copy:
+        with _locked(uri):
+            return find_or_create()
+
+    opened = _within(_OPEN_SECONDS, open_alone)
     replace(record, run_id=opened.run_id).save(run)
     return opened
+
+
+@contextlib.contextmanager
+def _locked(uri: str) -> Iterator[None]:
+    """Let one process at a time open a SQLite store, as two that make its tables at once fail (measured, 3.17)."""
+    if not uri.startswith("sqlite") or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    # Beside the database it would stay there for ever; the user's id, as others could not open it in a shared folder.
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"budgetnet-{os.getuid()}-{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:

@@ -84,12 +84,13 @@ def _nearest(numerator: int, denominator: int, multiple: int) -> int:
 class SqueezeExcitation(nn.Module):
     """Scale each channel by a gate in (0, 1) computed from the means of all channels.
 
-    Hu et al. 2018, arXiv:1709.01507.
+    The channels are reduced by `reduction`, but not below 4: with a single hidden unit, one dead ReLU would end all
+    learning of the gate. Hu et al. 2018, arXiv:1709.01507.
     """
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
-        hidden = max(1, channels // reduction)
+        hidden = max(4, channels // reduction)
         self.fc1 = nn.Linear(channels, hidden)
         self.relu = nn.ReLU()
         self.fc2 = nn.Linear(hidden, channels)
