@@ -451,7 +451,17 @@ def _versions() -> dict[str, str]:
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    found["cpu"] = torch.backends.cpu.get_cpu_capability() + " " + (platform.processor() or platform.machine())
+    found["cpu"] = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def _cpu_name() -> str:
+    """The processor as Linux names it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.machine()
