@@ -9,10 +9,14 @@ import hashlib
 import io
 import json
 import pickle
+import re
+import reprlib
+import types
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +25,14 @@ from budgetnet import config as configuration
 from budgetnet import models
 from budgetnet.config import ModelConfig
 from budgetnet.data import CIFAR10_CLASSES
-from budgetnet.errors import CheckpointError
+from budgetnet.errors import CheckpointError, ConfigError
 from budgetnet.files import atomic_write
 
 STATE_FORMAT = 1
-MODEL_FORMAT = "budgetnet 1"
+MODEL_FORMAT = "budgetnet 2"  # 1 had no checksum over the metadata
+METADATA = ("model", "classes", "mean", "std", "image_size", "provenance")
+CHANNELS = 3
+IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
 # What the reference project's networks were trained with (its stds are averages of per-image stds).
 REFERENCE_MEAN = (0.4914, 0.4822, 0.4465)
@@ -98,16 +105,15 @@ def save_classifier(path: Path, classifier: Classifier) -> None:
         "std": json.dumps(classifier.std),
         "image_size": json.dumps(classifier.image_size),
         "provenance": json.dumps(classifier.provenance),
-        "sha256": _digest(tensors),
     }
-    atomic_write(path, save(tensors, metadata))
+    atomic_write(path, save(tensors, metadata | {"sha256": _digest(metadata, tensors)}))
 
 
 def load_classifier(path: Path, model: str | None = None) -> Classifier:
     """Read a classifier, on the CPU and in evaluation mode, from any file that holds one.
 
     Args:
-        path: a model file, a run folder, a run's `last.ckpt`, or a checkpoint of the reference project.
+        path: a model file, a run folder, or a checkpoint of the reference project.
         model: the network's name, needed for (and only for) a checkpoint of the reference project.
 
     Raises:
@@ -136,43 +142,112 @@ def _load_model_file(path: Path, content: bytes) -> Classifier:
 
     try:
         tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__", {})
-    except (SafetensorError, ValueError) as error:
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    # KeyError: a type that torch has not. RuntimeError: a shape that torch cannot have.
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {_one_line(error)}") from error
     if metadata.get("format") != MODEL_FORMAT:
         raise CheckpointError(
-            f"{path} has format {metadata.get('format')!r}, expected {MODEL_FORMAT!r}: it is no model file of budgetnet"
+            f"{path} has format {reprlib.repr(metadata.get('format'))}, expected {MODEL_FORMAT!r}: it is no model "
+            "file of this version of budgetnet"
         )
-    if metadata.get("sha256") != _digest(tensors):
-        raise CheckpointError(f"{path} is damaged: the checksum over its weights does not hold")
+    if metadata.pop("sha256", None) != _digest(metadata, tensors):
+        raise CheckpointError(f"{path} is damaged: the checksum over its weights and metadata does not hold")
+    return _classifier(path, {key: _parse(path, key, metadata) for key in METADATA}, tensors)
+
+
+def _parse(path: Path, key: str, metadata: Mapping[str, str]) -> Any:
     try:
-        model = configuration.model_from_dict(json.loads(metadata["model"]))
-        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
-        mean = tuple(float(x) for x in json.loads(metadata["mean"]))
-        std = tuple(float(x) for x in json.loads(metadata["std"]))
-        image_size = int(json.loads(metadata["image_size"]))
-        provenance = dict(json.loads(metadata["provenance"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has unreadable metadata: {_one_line(error)}") from error
-    network = models.build(model, len(classes), image_size)
-    load_strictly(network, tensors, str(path), model.name)
-    return Classifier(
-        network=network.eval(),
-        model=model,
-        classes=classes,
-        mean=mean,
-        std=std,
-        image_size=image_size,
-        provenance=provenance,
+        return json.loads(metadata[key])
+    except KeyError as error:
+        raise CheckpointError(f"{path} has no {key} in its metadata: write it with budgetnet train") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has unreadable metadata: {key} is no JSON: {_one_line(error)}") from error
+
+
+def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
+    """Check what a model file says, which may be anything, and build from it."""
+
+    def require(holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise CheckpointError(
+                f"{path} has unusable metadata: {key} is {reprlib.repr(found[key])}, expected {expected}"
+            )
+
+    classes, mean, std, size = found["classes"], found["mean"], found["std"], found["image_size"]
+    require(_has_type(classes, list[str]) and len(classes) >= 2, "classes", "a list of 2 or more names")
+    require(_has_type(mean, list[float]) and len(mean) == CHANNELS, "mean", f"{CHANNELS} finite numbers")
+    require(
+        _has_type(std, list[float]) and len(std) == CHANNELS and min(std) > 0,
+        "std",
+        f"{CHANNELS} finite numbers above 0",
     )
+    require(
+        _has_type(size, int) and size in IMAGE_SIZES, "image_size", f"pixels from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}"
+    )
+    require(isinstance(found["provenance"], dict), "provenance", "a dictionary")
+    require(isinstance(found["model"], dict), "model", "the options of a network")
+    try:
+        model = configuration.model_from_dict(found["model"])
+    except (ConfigError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has unusable metadata: {_one_line(error)}") from error
+    require(_has_type(model, ModelConfig), "model", "options of the types that a recipe has")
+    return Classifier(
+        network=_rebuild(path, model, len(classes), size, tensors),
+        model=model,
+        classes=tuple(classes),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        image_size=size,
+        provenance=found["provenance"],
+    )
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether `value` is what the annotation `hint` of a configuration says; a number must be finite."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return any(_has_type(value, choice) for choice in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_has_type(entry, arguments[0]) for entry in value)
+    if is_dataclass(hint):
+        kinds = get_type_hints(hint)
+        return type(value) is hint and all(_has_type(getattr(value, name), kind) for name, kind in kinds.items())
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < 2**53
+    return type(value) is hint
+
+
+def _rebuild(
+    path: Path, model: ModelConfig, num_classes: int, image_size: int, weights: Mapping[str, Tensor]
+) -> nn.Module:
+    """The network with its weights, in evaluation mode; a size or depth that is a lie costs no memory and no time."""
+    named = re.match(r"wrn[-_](\d+)", model.name)
+    depth = float(named[1]) if named else sum(stage.depth for stage in model.stages or ())
+    if depth > len(weights):
+        raise CheckpointError(
+            f"{path} does not fit {model.name[:80]}: it holds {len(weights)} tensors, expected one a layer or more"
+        )
+    try:
+        with torch.device("meta"):
+            network = models.build(model, num_classes, image_size)
+    # Besides ConfigError, what Python and torch say of sizes that no memory has.
+    except (ConfigError, RuntimeError, OverflowError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} says of its network what cannot be built: {_one_line(error)}") from error
+    _require_fit(network, weights, str(path), model.name)
+    network.to_empty(device="cpu")
+    network.load_state_dict(dict(weights), strict=True)
+    return network.eval()
 
 
 def _load_reference(path: Path, content: bytes, model: str | None) -> Classifier:
     state = _load_tensors(path, content)
     weights = state.get("net")
     if not isinstance(weights, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+        isinstance(key, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+        for key, value in weights.items()
     ):
         raise CheckpointError(
             f"{path} has the entries {', '.join(map(str, state)) or 'none'}, expected net with the weights, as the "
@@ -180,13 +255,14 @@ def _load_reference(path: Path, content: bytes, model: str | None) -> Classifier
         )
     if model is None:
         raise CheckpointError(f"{path} does not say which network it holds: give --model NAME (see budgetnet models)")
-    # DataParallel wraps the network and prefixes each key.
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    chosen = ModelConfig(name=model)
-    network = models.build(chosen, len(CIFAR10_CLASSES))
-    load_strictly(network, weights, str(path), model)
+    if all(key.startswith("module.") for key in weights):  # DataParallel wraps the network and prefixes every key
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    try:
+        chosen = ModelConfig(name=model)
+    except ConfigError as error:
+        raise CheckpointError(f"--model {model} names no network with weights of its own: {error}") from error
     return Classifier(
-        network=network.eval(),
+        network=_rebuild(path, chosen, len(CIFAR10_CLASSES), 32, weights),
         model=chosen,
         classes=CIFAR10_CLASSES,
         mean=REFERENCE_MEAN,
@@ -197,23 +273,28 @@ def _load_reference(path: Path, content: bytes, model: str | None) -> Classifier
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load `weights` into `network`; each key must be there, with its shape, and no other.
+    """Copy `weights` into `network`; each key must be there, with its shape and type, and no other.
 
     Raises:
-        CheckpointError: names the first keys that are missing, extra, or of another shape.
+        CheckpointError: names the first keys that are missing, extra, or of another shape or type.
     """
+    _require_fit(network, weights, source, name)
+    network.load_state_dict(dict(weights), strict=True)
+
+
+def _require_fit(network: nn.Module, weights: Mapping[str, Tensor], source: str, name: str) -> None:
     own = network.state_dict()
     problems = [f"{key} is missing" for key in own if key not in weights]
     problems += [f"{key} is extra" for key in weights if key not in own]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
+    for key, mine in own.items():
+        theirs = weights.get(key, mine)
+        if theirs.shape != mine.shape:
+            problems.append(f"{key} is {tuple(theirs.shape)}, expected {tuple(mine.shape)}")
+        elif theirs.dtype != mine.dtype:
+            problems.append(f"{key} is of {theirs.dtype}, expected {mine.dtype}")
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{source} does not fit {name}: {'; '.join(problems[:3])}{more}")
-    network.load_state_dict(dict(weights), strict=True)
 
 
 def _read(path: Path) -> bytes:
@@ -225,21 +306,28 @@ def _read(path: Path) -> bytes:
 
 def _load_tensors(path: Path, content: bytes) -> dict[str, Any]:
     try:
+        if content.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > len(content):  # torch.save does not compress, so this is a bomb
+                raise ValueError(f"it unpacks to {unpacked:,} bytes from {len(content):,}")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        held = f"holds {found[1]}" if found else "is damaged, or holds more than tensors and plain values"
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is never loaded"
+            f"{path} {held}, which is never loaded: only tensors, plain numbers, strings and containers are"
         ) from error
-    # torch reports damage by whichever of these its zip and tensor readers meet first.
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except Exception as error:  # torch reports damage by whatever its zip, pickle and tensor readers meet first
         raise CheckpointError(f"{path} is no readable checkpoint: {_one_line(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dictionary")
     return state
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over all that a model file means, however it is laid out."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
     for key in sorted(tensors):
         tensor = tensors[key].contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -248,4 +336,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else line[:297] + "..."

@@ -103,7 +103,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
 
     command = _command(commands, "inspect", _inspect, "show a network's layers, or what a checkpoint holds")
-    command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a name that `budgetnet models` lists, or a file")
+    command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a listed name, a recipe, or a file of weights")
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--width", type=int, help="width of a network given by name")
     command.add_argument("--classes", type=int, default=10, help="classes of a network given by name (default 10)")
@@ -239,6 +239,7 @@ def _run_training(config: Any, options: Any, run: Path, name: str, progress: Pro
         again += ["--data", options.data] if options.data else []
         again += ["--device", options.device] if options.device != "auto" else []
         again += ["--threads", str(options.threads)] if options.threads else []
+        again += ["--no-track"] if options.no_track else []
         print(f"saved; to go on: {shlex.join(again)}", file=sys.stderr)
         return 128 + caught[0]
     finally:
@@ -366,10 +367,15 @@ def _models(options: Namespace) -> int:
 
 def _inspect(options: Namespace) -> int:
     from budgetnet import checkpoint, models, report
+    from budgetnet import config as configuration
     from budgetnet.config import ModelConfig
 
     provenance: dict[str, Any] = {}
-    if options.what in models.names() or not Path(options.what).exists():
+    if Path(options.what).suffix in (".yaml", ".yml"):
+        recipe = configuration.load(Path(options.what))
+        size, title = recipe.image_size, recipe.model.name
+        network = models.build(recipe.model, options.classes, size, recipe.budget)
+    elif options.what in models.names() or not Path(options.what).exists():
         config, size = ModelConfig(name=options.what, width=options.width), 32
         network = models.build(config, options.classes)
         title = options.what

@@ -231,7 +231,7 @@ class Config:
     dataset: DatasetName = "cifar10"
     """cifar10, cifar100, folder (train/<class>/* and test/<class>/*) or digits (carried by scikit-learn)."""
     image_size: int = 32
-    """Side in pixels that folder images are resized to."""
+    """Side in pixels that the images of dataset folder are resized to; the others are 32x32."""
     val_size: int = 5000
     """Training images held out to choose weights by; 0 trains on all, and the last weights are the result."""
     split_seed: int = 0
@@ -305,6 +305,8 @@ class Config:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a number in [0, 2**63)")
         _require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "a number in [0, 2**63)")
         _require(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
+        if self.image_size != 32 and self.dataset != "folder":
+            raise ConfigError(f"image_size is {self.image_size}, but {self.dataset} images are 32x32: leave it out")
         if self.schedule.name == "plateau" and self.val_size == 0:
             raise ConfigError(
                 "schedule.name is plateau and val_size is 0: plateau watches the validation loss; choose another "
@@ -407,6 +409,12 @@ def _recipe_arguments(path: Path) -> list[str]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected the options of a recipe, one a line")
     options = set(_option_names(Config))
+    for section, kind in get_type_hints(Config).items():
+        if is_dataclass(kind) and section in content and not isinstance(content[section], dict):
+            example = f"{section}.{fields(kind)[0].name}"
+            raise ConfigError(
+                f"{path}: {section} is {content[section]!r}, expected options of its own, such as {example}"
+            )
     for name in _keys(content):
         if name not in options:
             raise ConfigError(f"{path}: {name} is not an option{_nearest(name, options)}")
@@ -449,7 +457,17 @@ def _readable(message: str) -> str:
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
     found = re.fullmatch(r"([\w.]+): Expected an? (.*?)\. Got value: (.*)", message)
-    return f"{found[1]} is {found[3]!r}, expected {found[2]}" if found else message
+    if found:
+        return f"{found[1]} is {found[3]!r}, expected {found[2]}"
+    union = re.match(
+        r"([\w.]+): Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: (.*)", message
+    )
+    if union:
+        inner = re.search(r"Option '\w+' is not accepted", union[3])
+        value = union[3].rpartition("Given value: ")[2]
+        expected = union[2].replace("budgetnet.config.", "").replace("NoneType", "null")
+        return f"{union[1]} is {value!r}, expected one of: {expected}" + (f"; {inner[0]}" if inner else "")
+    return message
 
 
 def _plain(value: Any) -> Any:

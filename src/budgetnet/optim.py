@@ -19,10 +19,12 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
     decayed only with `config.decay_norms`. A group's `lr_factor` multiplies the scheduled learning rate.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()  # a parameter that two modules share is updated once
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)
             norm_bias = name == "bias" and isinstance(module, nn.modules.batchnorm._NormBase)
             lr_factor = config.bias_lr if norm_bias else 1.0
             # Decay shrinks a weight by lr * decay each step: dividing keeps it the same for faster biases.
@@ -76,7 +78,8 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: i
         case "multistep":
             return max(config.floor, config.gamma ** sum(epoch >= milestone for milestone in config.milestones))
         case "exponential":
-            return max(config.floor, config.gamma ** int(epoch))
+            # Counted from the end of the warm-up, which so meets the schedule at its peak.
+            return max(config.floor, config.gamma ** int((step - warmup) / steps_per_epoch))
         case "restarts":
             position, period = (step - warmup) / steps_per_epoch, config.period
             while position >= period:

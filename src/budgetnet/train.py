@@ -166,6 +166,10 @@ def train(
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, config.image_size))
     if resume:
         _check_resumable(config, run)
+        if _finished(config, run):
+            progress.say(f"{run} is finished: there is nothing left to train")
+            return dict(json.loads((run / "summary.json").read_text()))
+        resume = (run / "last.ckpt").is_file()  # a run that died before its first checkpoint begins again
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download)
@@ -300,6 +304,8 @@ def _fit(
         training.save(run / "last.ckpt", dataset.checksum)
         tracker.log_epoch(row)
         progress.epoch(row, better)
+        if stop():
+            raise Interrupted
     return training
 
 
@@ -364,12 +370,17 @@ def _test(
 
 def _check_resumable(config: Config, run: Path) -> None:
     """Refuse to resume what is not there, or under a configuration that would compute something else."""
-    if not (run / "last.ckpt").is_file():
-        raise CheckpointError(f"{run} holds no last.ckpt: there is nothing to resume; leave out --resume to begin")
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run} holds no config.yaml: there is nothing to resume; leave out --resume to begin")
     before = yaml.safe_load(to_yaml(replace(load(run / "config.yaml"), epochs=config.epochs)))
     now = yaml.safe_load(to_yaml(config))
     for key, old, new in _differences(before, now):
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
+
+
+def _finished(config: Config, run: Path) -> bool:
+    """Whether the run was tested after as many epochs as are asked for now."""
+    return (run / "summary.json").is_file() and load(run / "config.yaml").epochs == config.epochs
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,0 +1,638 @@
+"""What is written is read back exactly, and nothing else is read at all."""
+
+import errno
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from budgetnet import models
+from budgetnet.checkpoint import (
+    REFERENCE_MEAN,
+    REFERENCE_STD,
+    Classifier,
+    load_classifier,
+    load_state,
+    load_strictly,
+    save_classifier,
+    save_state,
+)
+from budgetnet.config import ModelConfig, OptimizerConfig, StageConfig
+from budgetnet.data import CIFAR10_CLASSES
+from budgetnet.errors import BudgetnetError, CheckpointError
+from budgetnet.optim import make_optimizer
+
+STAGES = [
+    StageConfig(block="bottleneck", depth=1, width=4, expansion=2, se=2, activation="leaky_relu"),
+    StageConfig(block="preact", depth=2, width=8, stride=2, groups=2),
+]
+TINY = ModelConfig(name="residual", stages=[StageConfig(depth=1, width=2)])
+CONFIGS = {
+    "residual": ModelConfig(name="residual", stages=STAGES, stem=2),
+    "enhanced": ModelConfig(name="enhanced", width=4),
+    "whitened_cnn": ModelConfig(name="whitened_cnn", width=4),
+    "whitened_cnn_large": ModelConfig(name="whitened_cnn_large", width=4),
+    "resnet_se": ModelConfig(name="resnet_se", width=4),
+    "resnet_custom": ModelConfig(name="resnet_custom", width=4),
+    "resnext29_32x4d": ModelConfig(name="resnext29_32x4d", width=32),
+    "wrn_10_1": ModelConfig(name="wrn_10_1", dropout=0.2),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads):
+    torch.set_num_threads(1)  # on networks this small, threads cost more than they save
+
+
+def classifier(config, classes=("cat", 'a "dog"\n', "été"), image_size=16, **changes):
+    torch.manual_seed(0)
+    network = models.build(config, len(classes), image_size)
+    network.train()(torch.randn(8, 3, image_size, image_size))  # so that statistics are not what a new network has
+    values = {
+        "network": network.eval(),
+        "model": config,
+        "classes": classes,
+        "mean": (0.1, 1 / 3, 0.47),
+        "std": (0.2, 1e-3, 2 / 7),
+        "image_size": image_size,
+        "provenance": {"epoch": 3, "val_accuracy": 0.1 + 0.2, "config": {"seed": 0, "list": [1, None]}},
+    }
+    return Classifier(**values | changes)
+
+
+@functools.cache
+def tiny_bytes():
+    folder = pathlib.Path(os.environ.get("TMPDIR", "/tmp")) / f"budgetnet-{os.getpid()}-tiny.safetensors"
+    try:
+        save_classifier(folder, classifier(TINY))
+        return folder.read_bytes()
+    finally:
+        folder.unlink(missing_ok=True)
+
+
+def described(found):
+    """All of a classifier but the network, for comparison."""
+    return (found.model, found.classes, found.mean, found.std, found.image_size, found.provenance)
+
+
+def weights(network):
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+def refused(path, match, model=None):
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_classifier(path, model)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+class Evil:
+    """A pickle that makes a file when it is loaded by pickle."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (self.marker,))
+
+
+# ------------------------------------------------------------------------------------- the state of a training
+
+
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda key: key != "format"), plain_values, max_size=4))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_plain_values_of_a_state_read_back_as_they_were(tmp_path_factory, state):
+    path = tmp_path_factory.mktemp("state") / "last.ckpt"
+    save_state(path, state)
+    found = load_state(path)
+    del found["format"]
+    assert found == state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_tensors_of_a_state_read_back_bit_for_bit(tmp_path, dtype):
+    tensor = (torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
+    save_state(tmp_path / "s", {"t": tensor, "scalar": tensor[0, 0], "empty": tensor[:0]})
+    found = load_state(tmp_path / "s")
+    assert found["t"].dtype == dtype
+    assert torch.equal(found["t"], tensor)
+    assert torch.equal(found["scalar"], tensor[0, 0])
+    assert found["empty"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_an_optimizers_state_reads_back_into_an_optimizer(tmp_path, name):
+    made = classifier(TINY).network.train()
+    optimizer = make_optimizer(made, OptimizerConfig(name=name, bias_lr=2))
+    made(torch.ones(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    save_state(tmp_path / "s", {"network": made.state_dict(), "optimizer": optimizer.state_dict()})
+    found = load_state(tmp_path / "s")
+    load_strictly(made, found["network"], "s", "tiny")
+    again = make_optimizer(made, OptimizerConfig(name=name, bias_lr=2))
+    again.load_state_dict(found["optimizer"])
+    torch.testing.assert_close(again.state_dict(), optimizer.state_dict(), rtol=0, atol=0)
+
+
+@functools.cache
+def state_bytes():
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "network": {"w": torch.arange(64.0)}, "epoch": 3}, buffer)
+    return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
+
+
+def test_a_state_is_torchs_format_followed_by_its_sha256(tmp_path):
+    (tmp_path / "s").write_bytes(state_bytes())
+    assert load_state(tmp_path / "s")["epoch"] == 3
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_a_state_with_any_byte_changed_is_refused(tmp_path_factory, data):
+    content = bytearray(state_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "flipped.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"flipped\.ckpt is damaged"):
+        load_state(path)
+
+
+@given(st.integers(0, len(state_bytes()) - 1), st.binary(max_size=3))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_a_state_cut_short_anywhere_or_longer_is_refused(tmp_path_factory, length, tail):
+    path = tmp_path_factory.getbasetemp() / "cut.ckpt"
+    for content in (state_bytes()[:length], state_bytes() + tail + b"\0"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="checksum does not hold"):
+            load_state(path)
+
+
+def test_a_state_that_holds_code_is_refused_and_runs_nothing(tmp_path):
+    marker = tmp_path / "marker"
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "epoch": Evil(marker)}, buffer)
+    for content in (buffer.getvalue(), pickle.dumps({"format": 1, "epoch": Evil(marker)})):
+        path = tmp_path / "last.ckpt"
+        path.write_bytes(content + hashlib.sha256(content).digest())
+        with pytest.raises(CheckpointError, match="which is never loaded") as caught:
+            load_state(path)
+        assert "\n" not in str(caught.value)
+    assert not marker.exists()
+    torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+    assert marker.exists()  # so the refusal was what held it back
+
+
+@pytest.mark.parametrize("number", [0, 2, None, "1"])
+def test_a_state_of_another_format_is_refused(tmp_path, number):
+    save_state(tmp_path / "s", {"format": number})
+    with pytest.raises(CheckpointError, match="expected 1: it was written by another version"):
+        load_state(tmp_path / "s")
+
+
+def test_a_state_that_is_no_dictionary_or_not_there_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    torch.save([1], buffer)
+    (tmp_path / "s").write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    with pytest.raises(CheckpointError, match="holds a list, expected a dictionary"):
+        load_state(tmp_path / "s")
+    with pytest.raises(CheckpointError, match="gone cannot be read: No such file"):
+        load_state(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        load_state(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ model files
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_file_rebuilds_the_classifier_bit_for_bit(tmp_path, name):
+    made = classifier(CONFIGS[name])
+    save_classifier(tmp_path / "best.safetensors", made)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for path in (tmp_path / "best.safetensors", tmp_path):  # the file, and the run's folder
+        found = load_classifier(path)
+        assert described(found) == described(made)
+        assert same_weights(found.network, made.network)
+        assert not any(module.training for module in found.network.modules())
+        with torch.no_grad():
+            assert torch.equal(found.network(images), made.network(images))
+    frozen = [key for key, parameter in made.network.named_parameters() if not parameter.requires_grad]
+    assert [key for key, parameter in found.network.named_parameters() if not parameter.requires_grad] == frozen
+
+
+def test_weights_in_another_memory_order_are_written_alike(tmp_path):
+    made = classifier(CONFIGS["enhanced"])
+    made.network.to(memory_format=torch.channels_last)
+    save_classifier(tmp_path / "best.safetensors", made)
+    assert same_weights(load_classifier(tmp_path).network, made.network)
+
+
+def test_loading_a_classifier_draws_no_random_numbers(tmp_path):
+    save_classifier(tmp_path / "best.safetensors", classifier(TINY))
+    before = torch.get_rng_state()
+    load_classifier(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_file_is_safetensors_that_anyone_can_read(tmp_path):
+    made = classifier(TINY)
+    save_classifier(tmp_path / "best.safetensors", made)
+    with safe_open(tmp_path / "best.safetensors", "pt") as file:
+        assert set(file.keys()) == set(made.network.state_dict())
+        assert json.loads(file.metadata()["classes"]) == list(made.classes)
+
+
+@given(st.data())
+@settings(max_examples=250, deadline=None, derandomize=True)
+def test_a_model_file_with_any_byte_changed_is_refused_or_means_the_same(tmp_path_factory, data):
+    content = bytearray(tiny_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    position = data.draw(st.integers(0, header - 1) | st.integers(0, len(content) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    path.write_bytes(content)
+    try:
+        found = load_classifier(path)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        assert position < header
+        path.write_bytes(tiny_bytes())
+        whole = load_classifier(path)
+        assert described(found) == described(whole)
+        assert same_weights(found.network, whole.network)
+
+
+@given(st.integers(0, len(tiny_bytes()) - 1))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_a_model_file_cut_short_anywhere_is_refused(tmp_path_factory, length):
+    path = tmp_path_factory.getbasetemp() / "cut.safetensors"
+    path.write_bytes(tiny_bytes()[:length])
+    refused(path, "is no readable safetensors file")
+
+
+def sealed(path, tensors=None, **changes):
+    """A model file whose metadata someone has changed, and whose checksum holds all the same."""
+    path.write_bytes(tiny_bytes())
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    del metadata["sha256"]
+    metadata = {key: value for key, value in (metadata | changes).items() if value is not None}
+    tensors = load_safetensors(tiny_bytes()) if tensors is None else tensors
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy().tobytes())
+    path.write_bytes(save_safetensors(tensors, metadata | {"sha256": digest.hexdigest()}))
+
+
+def test_a_sealed_file_without_changes_is_read(tmp_path):
+    sealed(tmp_path / "m.safetensors")
+    assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", 'a "dog"\n', "été")
+
+
+@pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance", "extra"])
+def test_metadata_changed_without_the_checksum_is_refused(tmp_path, key):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(tiny_bytes())
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    metadata[key] = metadata.get(key, "") + " "
+    path.write_bytes(save_safetensors(load_safetensors(tiny_bytes()), metadata))
+    refused(path, "is damaged: the checksum over its weights and metadata does not hold")
+
+
+def model(**changes):
+    return json.dumps({"name": "residual", "stages": [{"depth": 1, "width": 2}]} | changes)
+
+
+def stage(**changes):
+    return model(stages=[{"depth": 1, "width": 2} | changes])
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE = {
+    "classes": ['"cats"', "{}", "[]", '["one"]', "[1, 2, 3]", '["a", null, "c"]', "3", "null", "", "[", DEEP],
+    "mean": ["[0, 0]", "[0, 0, 0, 0]", "[]", "0.5", "null", "[NaN, 0, 0]", "[0, Infinity, 0]", "[0, 0, 1e999]"]
+    + ['["0", 0, 0]', "[true, 0, 0]", "[[0], 0, 0]", '{"0": 0, "1": 0, "2": 0}', "[0, 0, 1" + "0" * 400 + "]", DEEP],
+    "std": ["[1, 1]", "[1, 1, 1, 1]", "[0, 1, 1]", "[1, -1, 1]", "[NaN, 1, 1]", "[1, 1, -Infinity]", '"111"', DEEP],
+    "image_size": ["0", "-16", "7", "10001", "1000000000000", "16.0", '"16"', "true", "null", "NaN", "Infinity"]
+    + ["[16]", "9" * 5000, DEEP],
+    "provenance": ["[]", "null", '"x"', "1", "[[1, 2]]", "{", DEEP],
+    "model": ["[]", "null", '""', '"residual"', "5", "{}", "{", DEEP]
+    + [model(unknown=1), model(stages=None), model(stages=5), model(stages={}), model(stages=["x"]), model(stages=[[]])]
+    + [model(name=name) for name in (5, None, [], {}, "", "enhanced", "no such\nnetwork", "x" * 10**5)]
+    + [model(stages=None, name=name) for name in (5, None, [], {}, "", "auto", "no such\nnetwork", "x" * 10**5)]
+    + [model(stages=None, name=f"wrn_{depth}_1") for depth in (6 * 10**9 + 4, "9" * 5000, 11, 16)]
+    + [model(stages=None, name=f"wrn_10_{factor}") for factor in (0, 2, "9" * 20, "9" * 5000)]
+    + [model(width=width) for width in ("auto", "wide", 1.5, True, [], 0, -1, 10**9, 10**30)]
+    + [model(stem=stem) for stem in (0, 3, "1", 1.0, None, 10**9)]
+    + [model(dropout=dropout) for dropout in (float("nan"), 1, -0.1, "0", None, 0.5)]
+    + [stage(**{key: value}) for key in ("depth", "width", "expansion") for value in (0, 1.5, "1", None, 10**9, 10**30)]
+    + [stage(**{key: value}) for key in ("stride", "groups", "se") for value in (-1, 1.5, "1", None, [], True)]
+    + [stage(block=block) for block in ("none", None, [], 1)]
+    + [stage(activation="swish"), stage(activation={}), stage(se_place="nowhere"), stage(separable=1), stage(what=1)],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [pytest.param(key, value, id=f"{key}-{i}") for key, values in HOSTILE.items() for i, value in enumerate(values)],
+)
+def test_metadata_that_is_not_what_it_should_be_is_refused_whatever_its_checksum_says(tmp_path, key, value):
+    path = tmp_path / "m.safetensors"
+    sealed(path, **{key: value})
+    refused(path, "metadata|network|does not fit residual|does not fit wrn")
+    with pytest.raises(CheckpointError) as caught:
+        load_classifier(path)
+    assert len(str(caught.value)) < 1000 + len(str(path))
+
+
+@pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance"])
+def test_metadata_that_is_missing_is_named(tmp_path, key):
+    sealed(tmp_path / "m.safetensors", **{key: None})
+    refused(tmp_path / "m.safetensors", f"has no {key} in its metadata")
+
+
+@pytest.mark.parametrize("found", [None, "budgetnet 1", "budgetnet 3", "pt"])
+def test_a_model_file_of_another_format_is_refused(tmp_path, found):
+    sealed(tmp_path / "m.safetensors", format=found)
+    refused(tmp_path / "m.safetensors", f"has format {found!r}, expected 'budgetnet 2'")
+
+
+def test_safetensors_of_someone_else_are_refused(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(save_safetensors({"w": torch.zeros(2)}))
+    refused(tmp_path / "m.safetensors", "has format None")
+
+
+def test_keys_that_are_missing_extra_or_of_another_shape_or_type_are_named(tmp_path):
+    path = tmp_path / "m.safetensors"
+    whole = load_safetensors(tiny_bytes())
+    sealed(path, {key: value for key, value in whole.items() if key != "linear.bias"})
+    refused(path, r"does not fit residual: linear\.bias is missing$")
+    sealed(path, whole | {"more": torch.zeros(1)})
+    refused(path, r"does not fit residual: more is extra$")
+    sealed(path, whole | {"linear.bias": torch.zeros(4)})
+    refused(path, r"does not fit residual: linear\.bias is \(4,\), expected \(3,\)$")
+    sealed(path, whole | {"linear.bias": torch.zeros(3, dtype=torch.float64)})
+    refused(path, r"does not fit residual: linear\.bias is of torch\.float64, expected torch\.float32$")
+    sealed(path, {})
+    refused(path, r"does not fit residual: ")
+
+
+def test_a_file_for_another_network_names_the_first_keys_and_counts_the_rest(tmp_path):
+    sealed(tmp_path / "m.safetensors", model=json.dumps({"name": "resnet18"}))
+    refused(tmp_path / "m.safetensors", r"does not fit resnet18: .*; .*; .* \(and \d+ more\)$")
+
+
+def test_load_strictly_leaves_a_network_that_does_not_fit_as_it_was():
+    network = classifier(TINY).network
+    before = weights(network)
+    wrong = {key: value + 1 for key, value in before.items()}
+    del wrong["linear.bias"]
+    with pytest.raises(CheckpointError, match=r"here does not fit tiny: linear\.bias is missing"):
+        load_strictly(network, wrong, "here", "tiny")
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_model_file_needs_no_name_and_takes_none(tmp_path):
+    sealed(tmp_path / "m.safetensors")
+    refused(tmp_path / "m.safetensors", "leave out --model resnet18", model="resnet18")
+
+
+# ------------------------------------------------------------------------ checkpoints of the reference project
+
+
+SMALL = "wrn_10_1"  # the loader is the same for every network, so a small one stands for those of the project
+
+
+def reference_network(name=SMALL):
+    torch.manual_seed(3)
+    network = models.build(ModelConfig(name=name), 10)
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            value.add_(0.1 if value.is_floating_point() else 7)
+    return network.eval()
+
+
+def reference_file(path, network, prefix="", **changes):
+    net = OrderedDict((prefix + key, value) for key, value in network.state_dict().items())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    torch.save({"net": net, "acc": 95.49, "epoch": 171, "optimizer": optimizer.state_dict()} | changes, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("name", [SMALL, "resnet_leaky"])
+def test_a_reference_checkpoint_is_read_with_its_normalisation(tmp_path, name, prefix):
+    network = reference_network(name)
+    found = load_classifier(reference_file(tmp_path / "ckpt.pth", network, prefix), name)
+    assert same_weights(found.network, network)
+    assert not found.network.training
+    assert found.model == ModelConfig(name=name)
+    assert (found.classes, found.mean, found.std) == (CIFAR10_CLASSES, REFERENCE_MEAN, REFERENCE_STD)
+    assert (found.image_size, found.provenance) == (32, {"acc": 95.49, "epoch": 171})
+
+
+def test_a_reference_checkpoint_in_torchs_old_format_is_read(tmp_path):
+    network = reference_network()
+    torch.save({"net": network.state_dict()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    found = load_classifier(tmp_path / "old.pth", SMALL)
+    assert same_weights(found.network, network)
+    assert found.provenance == {}
+
+
+def test_a_reference_checkpoint_needs_the_name_of_its_network(tmp_path):
+    path = reference_file(tmp_path / "ckpt.pth", reference_network())
+    refused(path, "does not say which network it holds: give --model NAME")
+    refused(path, r"model\.name: resnet_leeky is not a network \(did you mean resnet_leaky\?\)", "resnet_leeky")
+    refused(path, r"does not fit resnet18: .* is missing; .* \(and \d+ more\)", "resnet18")
+    refused(path, r"does not fit wrn_10_2: conv1\.weight is \(16, 3, 3, 3\)|does not fit wrn_10_2: ", "wrn_10_2")
+    refused(path, "names no network with weights of its own: .*stages", "residual")
+
+
+def test_what_does_not_fit_in_a_reference_checkpoint_is_named(tmp_path):
+    network, path = reference_network(), tmp_path / "ckpt.pth"
+    net = weights(network)
+    reference_file(path, network, net=net | {"fc.bias": torch.zeros(1)})
+    refused(path, r"does not fit wrn_10_1: fc\.bias is extra$", SMALL)
+    reference_file(path, network, net={key: value for key, value in net.items() if key != "linear.bias"})
+    refused(path, r"does not fit wrn_10_1: linear\.bias is missing$", SMALL)
+    reference_file(path, network, net=net | {"linear.bias": torch.zeros(11)})
+    refused(path, r"does not fit wrn_10_1: linear\.bias is \(11,\), expected \(10,\)$", SMALL)
+    reference_file(path, network, net=net | {"linear.bias": torch.zeros(10, dtype=torch.float16)})
+    refused(path, r"linear\.bias is of torch\.float16, expected torch\.float32$", SMALL)
+    reference_file(path, network, net=net | {"module.linear.bias": torch.zeros(10)})
+    refused(path, r"module\.linear\.bias is extra$", SMALL)  # and does not quietly replace the other
+
+
+@pytest.mark.parametrize("net", [None, 3, [1], {"w": 3}, {1: torch.zeros(1)}, {"w": torch.zeros(2, device="meta")}])
+def test_a_checkpoint_without_weights_where_they_belong_is_refused(tmp_path, net):
+    refused(reference_file(tmp_path / "c.pth", reference_network(), net=net), "expected net with the weights", SMALL)
+    torch.save(reference_network().state_dict(), tmp_path / "c.pth")
+    refused(tmp_path / "c.pth", "has the entries .*, expected net with the weights", SMALL)
+
+
+def test_a_numpy_number_in_a_checkpoint_is_refused_by_name(tmp_path):
+    path = reference_file(tmp_path / "c.pth", reference_network(), acc=np.float64(95.5))
+    refused(path, r"holds numpy\.\S+, which is never loaded: only tensors, plain numbers", SMALL)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_holds_code_is_refused_and_runs_nothing(tmp_path, zipped):
+    marker, path = tmp_path / "marker", tmp_path / "c.pth"
+    content = {"net": reference_network().state_dict(), "acc": Evil(marker)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(path, "which is never loaded", SMALL)
+    path.write_bytes(pickle.dumps(Evil(marker)))
+    refused(path, "which is never loaded|is no readable checkpoint", SMALL)
+    assert not marker.exists()
+
+
+def test_the_state_of_a_training_is_no_model(tmp_path):
+    save_state(tmp_path / "last.ckpt", {"network": {}})
+    for name in (None, SMALL):
+        refused(tmp_path / "last.ckpt", r"is the state of a training, .* best\.safetensors beside it", name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"hello\n", b"ID,Labels\n0,3\n", b"PK", b"PK\x03\x04" + bytes(100), b"\x80\x02}", bytes(1000)]
+    + [bytes(range(256)) * 4, b"\x80\x02\x8b\xff\xff\xff\x7f", tiny_bytes()],
+    ids=range(11),
+)
+def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content):
+    for name in ("c.pth", "m.safetensors"):
+        if name == "c.pth" or content != tiny_bytes():
+            (tmp_path / name).write_bytes(content)
+            refused(tmp_path / name, "c.pth|is no readable safetensors", SMALL if name == "c.pth" else None)
+
+
+def test_files_and_folders_that_hold_nothing_are_refused(tmp_path):
+    refused(tmp_path, r"holds no best\.safetensors: give a finished run's folder")
+    refused(tmp_path / "gone", "cannot be read: No such file or directory")
+    (tmp_path / "best.safetensors").mkdir()
+    refused(tmp_path, r"holds no best\.safetensors")
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
+    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
+    torch.save({"net": {"w": torch.zeros(500_000)}}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert bomb.stat().st_size < 20_000
+    refused(bomb, "it unpacks to 2,0", SMALL)
+
+
+@functools.cache
+def reference_bytes(zipped):
+    buffer = io.BytesIO()
+    state = {"net": OrderedDict(reference_network().state_dict()), "acc": 95.49, "epoch": 171}
+    torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+@given(st.booleans(), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+@settings(max_examples=120, deadline=None, derandomize=True)
+def test_a_damaged_reference_checkpoint_is_read_or_refused_and_never_a_crash(
+    tmp_path_factory, zipped, place, flip, near_an_end
+):
+    content = bytearray(reference_bytes(zipped))
+    # The structure lies at the start of the old format, and at both ends of the new one; weights are in between.
+    position = int(place * (2000 if near_an_end else len(content)))
+    path = tmp_path_factory.getbasetemp() / "damaged.pth"
+    flipped = bytearray(content)
+    flipped[position] ^= flip
+    flipped[-1 - position] ^= flip
+    for damaged in (content[:position], flipped):
+        path.write_bytes(damaged)
+        try:
+            load_classifier(path, SMALL)
+        except CheckpointError as error:
+            assert "\n" not in str(error)  # noqa: PT017  the file may still be good
+
+
+# ------------------------------------------------------------------------------------------------- atomicity
+
+
+def write_state(path):
+    save_state(path, {"w": torch.zeros(50_000)})
+
+
+def write_model(path):
+    save_classifier(path, classifier(CONFIGS["enhanced"]))
+
+
+def old_file_stays(path, write):
+    path.write_bytes(b"old")
+    with pytest.raises(BudgetnetError, match=f"cannot write .*{path.name}") as caught:
+        write(path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("write", [write_state, write_model])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_at_its_end_leaves_the_old_file_whole(tmp_path, monkeypatch, write, call):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    old_file_stays(tmp_path / "file", write)
+
+
+@pytest.mark.parametrize("write", [write_state, write_model])
+def test_a_write_that_fails_in_the_middle_leaves_the_old_file_whole(tmp_path, write):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        old_file_stays(tmp_path / "file", write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("write", [write_state, write_model])
+def test_a_new_file_takes_the_place_of_the_old_and_nothing_stays_beside_it(tmp_path, write):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(b"old")
+    write(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    load_state(path) if write is write_state else load_classifier(path)
+
+
+def test_a_file_in_a_folder_that_is_not_there_is_not_written(tmp_path):
+    with pytest.raises(BudgetnetError, match="there is no folder"):
+        write_state(tmp_path / "gone" / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []

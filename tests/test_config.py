@@ -1,0 +1,142 @@
+"""The specification of recipes and their options."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from budgetnet import config as configuration
+from budgetnet.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
+from budgetnet.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_resolves_to_yaml_that_is_a_recipe_for_the_same(path, tmp_path):
+    config = configuration.load(path)
+    assert configuration.load(recipe(tmp_path, configuration.to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_opens_with_its_command_and_score(path):
+    header = path.read_text().split("\n\n")[0]
+    comments = [line for line in header.splitlines() if line.startswith("#")]
+    assert f"#   budgetnet train recipes/{path.name}" in comments
+    assert len(comments) >= 4
+
+
+def test_resolved_yaml_names_every_option_of_every_section():
+    plain = yaml.safe_load(configuration.to_yaml(Config()))
+    assert set(plain) == {field.name for field in dataclasses.fields(Config)}
+    for name, kind in (
+        ("model", ModelConfig),
+        ("augment", AugmentConfig),
+        ("optimizer", OptimizerConfig),
+        ("schedule", ScheduleConfig),
+    ):
+        assert set(plain[name]) == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_options_override_the_recipe_and_the_last_one_wins(tmp_path):
+    path = recipe(tmp_path, "epochs: 3\noptimizer: {lr: 0.2, momentum: 0.5}\n")
+    config = configuration.load(path, ["--optimizer.lr", "0.3", "--val-size=0", "--optimizer.lr", "0.4"])
+    assert (config.epochs, config.val_size) == (3, 0)
+    assert (config.optimizer.lr, config.optimizer.momentum) == (0.4, 0.5)
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    path = recipe(tmp_path, "budget: 5_000_000\noptimizer: {lr: 1e-3, weight_decay: 5.0e-4}\nclip_norm: 1\n")
+    config = configuration.load(path)
+    assert (config.budget, config.optimizer.lr, config.optimizer.weight_decay) == (5_000_000, 0.001, 0.0005)
+    assert config.clip_norm == 1.0
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path):
+    assert configuration.load(recipe(tmp_path, "# nothing yet\n")) == Config()
+
+
+def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
+    path = recipe(
+        tmp_path, "model: {name: residual, stem: 2, stages: [{width: 8}, {block: preact, width: 16, se: 4}]}\n"
+    )
+    assert configuration.load(path).model == ModelConfig(
+        name="residual", stem=2, stages=[StageConfig(width=8), StageConfig(block="preact", width=16, se=4)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: {momemtum: 1}", "optimizer.momemtum is not an option (did you mean optimizer.momentum?)"),
+        ("label_smothing: 0.1", "label_smothing is not an option (did you mean label_smoothing?)"),
+        ("momentum: 0.1", "momentum is not an option (did you mean optimizer.momentum?)"),
+        ("qqq: 1", "qqq is not an option"),
+        ("1: 2", "1 is not an option"),
+        ("epochs: many", "epochs is 'many', expected int"),
+        ("epochs: 0", "epochs is 0, expected 1 or more"),
+        ("epochs: 2.5", "epochs is '2.5', expected int"),
+        ("seed: true", "seed is 'True', expected int"),
+        ("optimizer: {name: sdg}", "optimizer.name is 'sdg', expected one of sgd, adam, adamw"),
+        ("optimizer: {lr: -1}", "optimizer.lr is -1.0, expected a number above 0"),
+        ("optimizer: 3", "optimizer is 3, expected options of its own, such as optimizer.name"),
+        ("model: {width: wide}", "model.width is 'wide', expected one of: int, one of auto, null"),
+        ("model: {stages: [{widht: 3}], name: residual}", "widht"),
+        ("model: {name: residual}", "stages"),
+        ("model: {name: resnet18, stages: [{width: 3}]}", "stages"),
+        ("augment: {erase_scale: [0.5, 0.1]}", "augment.erase_scale is (0.5, 0.1), expected 0 < smallest <= largest"),
+        ("augment: {crop_padding: 32}", "augment.crop_padding is 32, expected less than image_size 32"),
+        ("optimizer: {name: adam, nesterov: true}", "optimizer.nesterov needs optimizer.name sgd"),
+        ("schedule: {name: multistep}", "schedule.milestones is empty"),
+        (
+            "schedule: {name: onecycle, warmup: 3}",
+            "schedule.warmup is 3, but onecycle has its own rise",
+        ),
+        ("val_size: 0\nschedule: {name: plateau}", "schedule.name is plateau and val_size is 0"),
+        ("budget: null\nmodel: {width: auto}", "model.width is auto and budget is null"),
+        ("batch_size: 1", "batch_size is 1, expected 2 or more"),
+        ("- a list", "holds a list, expected the options of a recipe"),
+        ("a: [", "is not YAML"),
+        ("epochs: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, message, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        configuration.load(recipe(tmp_path, text + "\n"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer.momemtum", "1"], "--optimizer.momemtum is not an option (did you mean --optimizer.momentum?)"),
+        (["--epochs"], "--epochs"),
+        (["--epochs", "0"], "epochs is 0, expected 1 or more"),
+        (["--ema", "1"], "ema is 1.0, expected a decay in [0, 1)"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(options, message, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        configuration.load(recipe(tmp_path, "epochs: 3\n"), options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
+        configuration.load(tmp_path / "nowhere.yaml")
+
+
+def test_a_model_survives_its_way_through_a_file():
+    model = ModelConfig(name="residual", stages=[StageConfig(width=8)], width=4)
+    assert configuration.model_from_dict(dataclasses.asdict(model)) == model
+    with pytest.raises(ConfigError, match=r"model\.depht is not an option"):
+        configuration.model_from_dict({"name": "resnet18", "depht": 3})

@@ -1,0 +1,457 @@
+"""Schedules, groups, optimizers and averages equal slow, obvious references."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from budgetnet import models
+from budgetnet.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from budgetnet.optim import Plateau, WeightAverage, lr_factor, make_optimizer, parameter_groups, set_learning_rate
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads):
+    torch.set_num_threads(1)  # on networks this small, threads cost more than they save
+
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+close = {"rel": 1e-9, "abs": 1e-12}
+
+
+def curve(config, steps_per_epoch, epochs):
+    return [lr_factor(config, step, steps_per_epoch, epochs) for step in range(epochs * steps_per_epoch)]
+
+
+def stepped(make_scheduler, steps, lr=1.0):
+    """What a scheduler of torch gives over so many of its steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = make_scheduler(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+# ---------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(("epochs", "steps", "floor"), [(1, 1, 0.0), (7, 3, 0.0), (5, 4, 0.05), (3, 5, 1.0)])
+def test_cosine_is_torchs_cosine_annealing_by_the_step(epochs, steps, floor):
+    total = epochs * steps
+    expected = stepped(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total, eta_min=floor), total)
+    assert curve(ScheduleConfig(name="cosine", floor=floor), steps, epochs) == pytest.approx(expected, **close)
+
+
+def test_cosine_after_a_warm_up_is_the_same_cosine_over_the_steps_that_remain():
+    epochs, steps, warmup = 6, 4, 2
+    rest = (epochs - warmup) * steps
+    expected = stepped(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, rest, eta_min=0.1), rest)
+    found = curve(ScheduleConfig(name="cosine", warmup=warmup, floor=0.1), steps, epochs)
+    assert found[warmup * steps :] == pytest.approx(expected, **close)
+
+
+@pytest.mark.parametrize("milestones", [[1], [2, 5], [2, 2, 3]])
+def test_multistep_is_torchs_by_the_epoch(milestones):
+    expected = stepped(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones, gamma=0.3), 7)
+    config = ScheduleConfig(name="multistep", milestones=milestones, gamma=0.3)
+    assert curve(config, 4, 7) == pytest.approx([rate for rate in expected for _ in range(4)], **close)
+
+
+def test_multistep_drops_within_an_epoch_where_a_milestone_says_so():
+    assert curve(ScheduleConfig(name="multistep", milestones=[1.5], gamma=0.5), 4, 3) == [1.0] * 6 + [0.5] * 6
+
+
+def test_exponential_is_torchs_by_the_epoch():
+    expected = stepped(lambda o: torch.optim.lr_scheduler.ExponentialLR(o, gamma=0.8), 9)
+    config = ScheduleConfig(name="exponential", gamma=0.8)
+    assert curve(config, 3, 9) == pytest.approx([rate for rate in expected for _ in range(3)], **close)
+
+
+def test_exponential_counts_its_epochs_from_the_end_of_the_warm_up():
+    plain = curve(ScheduleConfig(name="exponential", gamma=0.8), 5, 4)
+    assert curve(ScheduleConfig(name="exponential", gamma=0.8, warmup=3), 5, 7)[15:] == pytest.approx(plain, **close)
+
+
+@pytest.mark.parametrize("name", ["multistep", "exponential"])
+def test_drops_end_at_the_floor(name):
+    plain = curve(ScheduleConfig(name=name, gamma=0.5, milestones=[1, 2, 3, 4, 5]), 2, 8)
+    floored = curve(ScheduleConfig(name=name, gamma=0.5, milestones=[1, 2, 3, 4, 5], floor=0.2), 2, 8)
+    assert floored == [max(0.2, factor) for factor in plain]
+    assert floored[-1] == 0.2
+
+
+@pytest.mark.parametrize(("period", "growth", "floor"), [(2, 1, 0.0), (1, 2, 0.01), (3, 2, 0.2)])
+def test_restarts_are_torchs_cosine_annealing_with_warm_restarts(period, growth, floor):
+    steps, epochs = 4, 15
+    expected = stepped(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, period * steps, growth, eta_min=floor),
+        steps * epochs,
+    )
+    config = ScheduleConfig(name="restarts", period=period, period_growth=growth, floor=floor)
+    assert curve(config, steps, epochs) == pytest.approx(expected, **close)
+
+
+@pytest.mark.parametrize(("name", "anneal"), [("onecycle", "cos"), ("triangular", "linear")])
+@pytest.mark.parametrize(("peak", "start", "floor"), [(0.3, 0.04, 0.0004), (0.25, 0.2, 0.1), (0.5, 0.5, 0.5)])
+def test_one_cycle_and_triangular_are_torchs_one_cycle(name, anneal, peak, start, floor):
+    steps, epochs = 5, 8
+    total = steps * epochs
+    # torch reaches its last value at the last of its steps, we at the end of ours: one step more, the same peak.
+    expected = stepped(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(
+            o,
+            max_lr=1.0,
+            total_steps=total + 1,
+            pct_start=(peak * total + 1) / (total + 1),
+            anneal_strategy=anneal,
+            cycle_momentum=False,
+            div_factor=1 / start,
+            final_div_factor=start / floor,
+        ),
+        total,
+    )
+    config = ScheduleConfig(name=name, peak=peak, start=start, floor=floor)
+    assert curve(config, steps, epochs) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["constant", "plateau"])
+def test_constant_and_plateau_stay_at_the_peak(name):
+    assert curve(ScheduleConfig(name=name, floor=0.5), 3, 4) == [1.0] * 12
+
+
+shares = st.floats(0, 1)
+runs = st.tuples(st.integers(1, 40), st.integers(1, 20))
+
+
+@st.composite
+def schedules(draw):
+    name = draw(
+        st.sampled_from(
+            ["constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular"]
+        )
+    )
+    return ScheduleConfig(
+        name=name,
+        warmup=0.0 if name in ("onecycle", "triangular") else draw(st.floats(0, 10)),
+        floor=draw(shares),
+        milestones=sorted(draw(st.lists(st.floats(0.01, 50), min_size=1, max_size=4))),
+        gamma=draw(st.floats(0.001, 1)),
+        period=draw(st.floats(0.1, 20)),
+        period_growth=draw(st.floats(1, 3)),
+        peak=draw(st.floats(0.01, 0.99)),
+        start=draw(shares),
+    )
+
+
+@quick
+@given(schedules(), runs)
+def test_every_factor_is_in_0_to_1(config, run):
+    epochs, steps = run
+    assert all(0 <= factor <= 1 for factor in curve(config, steps, epochs))
+
+
+@quick
+@given(schedules(), runs)
+def test_after_its_rise_no_schedule_goes_below_its_floor(config, run):
+    epochs, steps = run
+    rise = config.peak * epochs if config.name in ("onecycle", "triangular") else config.warmup
+    after = curve(config, steps, epochs)[math.ceil(rise * steps) :]
+    assert all(factor >= config.floor - 1e-12 for factor in after)
+
+
+@quick
+@given(
+    st.sampled_from(["constant", "cosine", "exponential", "plateau", "restarts"]),
+    st.floats(0.01, 10),
+    shares,
+    runs,
+)
+def test_a_warm_up_rises_strictly_in_equal_steps_and_meets_the_schedule_at_its_peak(name, warmup, floor, run):
+    epochs, steps = run
+    factors = curve(ScheduleConfig(name=name, warmup=warmup, floor=floor, period=epochs + 1), steps, epochs)
+    n = min(math.ceil(warmup * steps), len(factors))
+    rise = factors[:n]
+    assert all(a < b for a, b in itertools.pairwise([0.0, *rise]))
+    assert rise[-1] < 1
+    increment = rise[0]
+    assert rise == pytest.approx([increment * (i + 1) for i in range(n)], **close)
+    if n < len(factors) and float(warmup * steps).is_integer():
+        assert factors[n] == pytest.approx(rise[-1] + increment, **close)
+        assert factors[n] == pytest.approx(1, **close)
+
+
+@pytest.mark.parametrize("name", ["cosine", "restarts", "exponential", "constant"])
+@pytest.mark.parametrize("warmup", [1, 2.5, 3])
+def test_the_factor_just_after_a_warm_up_is_the_peak(name, warmup):
+    factors = curve(ScheduleConfig(name=name, warmup=warmup, period=100), 10, 50)
+    assert factors[int(10 * warmup)] == pytest.approx(1, **close)
+
+
+def test_a_warm_up_longer_than_the_run_rises_to_its_end():
+    factors = curve(ScheduleConfig(warmup=50), 2, 3)
+    assert factors == pytest.approx([(i + 1) / 7 for i in range(6)], **close)
+
+
+@quick
+@given(shares, runs)
+def test_cosine_never_rises_and_ends_within_a_step_of_the_floor(floor, run):
+    epochs, steps = run
+    factors = curve(ScheduleConfig(floor=floor), steps, epochs)
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(factors))
+    steepest = math.pi / 2 / (epochs * steps)
+    assert factors[0] == pytest.approx(1, **close)
+    assert abs(factors[-1] - floor) <= (1 - floor) * steepest + 1e-12
+
+
+@quick
+@given(st.sampled_from(["onecycle", "triangular"]), st.floats(0.1, 0.9), shares, shares, st.integers(20, 60))
+def test_one_cycle_starts_where_told_rises_to_its_peak_and_falls_to_its_floor_without_a_jump(
+    name, peak, start, floor, epochs
+):
+    factors = curve(ScheduleConfig(name=name, peak=peak, start=start, floor=floor), 4, epochs)
+    top = math.ceil(peak * len(factors))
+    steepest = math.pi / 2 / (min(peak, 1 - peak) * len(factors))
+    assert factors[0] == pytest.approx(start, **close)
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(factors[:top]))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(factors[top:]))
+    assert all(abs(a - b) <= steepest + 1e-12 for a, b in itertools.pairwise(factors))
+    assert abs(factors[-1] - floor) <= steepest + 1e-12
+
+
+@quick
+@given(st.sampled_from(["cosine", "onecycle", "triangular"]), shares, runs, st.integers(2, 5))
+def test_a_schedule_depends_on_the_time_in_epochs_and_not_on_how_many_steps_an_epoch_has(name, floor, run, times):
+    epochs, steps = run
+    config = ScheduleConfig(name=name, floor=floor)
+    fine = curve(config, steps * times, epochs)
+    assert curve(config, steps, epochs) == pytest.approx(fine[::times], **close)
+
+
+# ------------------------------------------------------------------------------------------------ plateau
+
+
+losses = st.lists(st.one_of(st.floats(0, 3), st.sampled_from([0.5, 1.0, math.nan, math.inf])), min_size=1, max_size=40)
+
+
+@quick
+@given(losses, st.integers(0, 4), st.floats(0.1, 0.9), st.sampled_from([0.0, 0.1, 0.3]))
+def test_plateau_is_torchs_reduce_on_plateau(seen, patience, gamma, floor):
+    plateau = Plateau(ScheduleConfig(name="plateau", patience=patience, gamma=gamma, floor=floor))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=gamma, patience=patience, threshold=0, threshold_mode="abs", min_lr=floor, eps=0
+    )
+    for loss in seen:
+        plateau.update(loss)
+        scheduler.step(loss)
+        assert plateau.factor == pytest.approx(optimizer.param_groups[0]["lr"], **close)
+
+
+@quick
+@given(losses, losses)
+def test_a_plateau_goes_on_from_its_state_as_if_never_stopped(before, after):
+    config = ScheduleConfig(name="plateau", patience=1, gamma=0.5)
+    whole, first, second = Plateau(config), Plateau(config), Plateau(config)
+    for loss in before:
+        whole.update(loss)
+        first.update(loss)
+    second.load_state_dict(first.state_dict())
+    for loss in after:
+        whole.update(loss)
+        second.update(loss)
+    assert second.state_dict() == whole.state_dict()
+    assert second.factor == whole.factor
+
+
+# --------------------------------------------------------------------------------- groups and optimizers
+
+
+NETWORKS = ["enhanced", "whitened_cnn", "resnet_se", "resnet_grouped", "preact_resnet18", "wrn_16_4"]
+
+
+def narrow(name, width=4):
+    torch.manual_seed(0)
+    return models.build(ModelConfig(name=name, width=width), 10)
+
+
+def roles(network):
+    """Each trainable parameter with what it is, found another way: by looking its owner up by name."""
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            owner, _, kind = name.rpartition(".")
+            norm = isinstance(network.get_submodule(owner), nn.BatchNorm2d)
+            yield parameter, ("norm " if norm else "") + kind
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_every_trainable_parameter_is_updated_once_and_as_its_kind_asks(name, decay_norms):
+    network = narrow(name)
+    config = OptimizerConfig(lr=0.5, weight_decay=0.02, decay_norms=decay_norms, bias_lr=64.0)
+    groups = parameter_groups(network, config)
+    group_of = {id(parameter): group for group in groups for parameter in group["params"]}
+    expected = list(roles(network))
+    assert sum(len(group["params"]) for group in groups) == len(expected) == len(group_of)
+    for parameter, kind in expected:
+        group = group_of[id(parameter)]
+        assert group["lr_factor"] == (64.0 if kind == "norm bias" else 1.0)
+        assert group["lr"] == 0.5 * group["lr_factor"]
+        decayed = decay_norms or kind == "weight"  # of a convolution or a linear layer
+        assert group["lr"] * group["weight_decay"] == pytest.approx(0.5 * 0.02 if decayed else 0.0)
+
+
+def test_frozen_parameters_are_in_no_group():
+    network = narrow("resnet18")
+    network.conv1.requires_grad_(False)
+    frozen = {id(parameter) for parameter in network.conv1.parameters()}
+    found = {id(p) for group in parameter_groups(network, OptimizerConfig()) for p in group["params"]}
+    assert frozen
+    assert not frozen & found
+    assert len(found) == len(list(network.parameters())) - len(frozen)
+
+
+def test_a_parameter_that_two_modules_share_is_updated_once():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[1].weight = network[0].weight
+    groups = parameter_groups(network, OptimizerConfig())
+    assert sum(p is network[0].weight for group in groups for p in group["params"]) == 1
+
+
+def test_without_differences_there_is_one_group():
+    assert len(parameter_groups(narrow("resnet18"), OptimizerConfig())) == 1
+
+
+def test_setting_the_learning_rate_keeps_each_groups_factor():
+    optimizer = make_optimizer(narrow("resnet18"), OptimizerConfig(lr=0.1, bias_lr=64.0))
+    set_learning_rate(optimizer, 0.02)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.02, 0.02 * 64])
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        # No bias before a norm: its gradient is rounding noise, which Adam would magnify.
+        self.conv = nn.Conv2d(2, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def trained(network, optimizer, rates):
+    rng = torch.Generator().manual_seed(1)
+    for rate in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_factor", 1.0)
+        x = torch.randn(8, 2, 6, 6, generator=rng)
+        y = torch.randint(3, (8,), generator=rng)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    return network.state_dict()
+
+
+PLAIN = {"fused": False, "foreach": False}
+OPTIMIZERS = [
+    (OptimizerConfig(weight_decay=0.01), lambda p: torch.optim.SGD(p, momentum=0.9, weight_decay=0.01, **PLAIN)),
+    (OptimizerConfig(momentum=0.0), lambda p: torch.optim.SGD(p, weight_decay=5e-4, **PLAIN)),
+    (
+        OptimizerConfig(momentum=0.8, nesterov=True),
+        lambda p: torch.optim.SGD(p, momentum=0.8, nesterov=True, weight_decay=5e-4, **PLAIN),
+    ),
+    (
+        OptimizerConfig(name="adam", betas=(0.8, 0.95), weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, betas=(0.8, 0.95), weight_decay=0.1, **PLAIN),
+    ),
+    (
+        OptimizerConfig(name="adamw", betas=(0.8, 0.95), weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, betas=(0.8, 0.95), weight_decay=0.1, **PLAIN),
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "plain"), OPTIMIZERS, ids=["momentum", "sgd", "nesterov", "adam", "adamw"])
+def test_an_optimizer_equals_torchs_plain_one(config, plain):
+    torch.manual_seed(0)
+    ours = Small()
+    theirs = copy.deepcopy(ours)
+    rates = [0.01, 0.02, 0.03, 0.02, 0.01]
+    found = trained(ours, make_optimizer(ours, config), rates)
+    torch.testing.assert_close(found, trained(theirs, plain(theirs.parameters()), rates), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [config for config, _ in OPTIMIZERS], ids=lambda c: c.name)
+def test_an_optimizer_goes_on_from_its_state_bit_for_bit(config):
+    torch.manual_seed(0)
+    whole = Small()
+    first = copy.deepcopy(whole)
+    optimizer = make_optimizer(whole, config)
+    trained(whole, optimizer, [0.01] * 2)
+    expected = trained(whole, optimizer, [0.02] * 2)
+    optimizer = make_optimizer(first, config)
+    trained(first, optimizer, [0.01] * 2)
+    second = copy.deepcopy(first)
+    resumed = make_optimizer(second, config)
+    resumed.load_state_dict(optimizer.state_dict())
+    found = trained(second, resumed, [0.02] * 2)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+# ---------------------------------------------------------------------------------------- weight average
+
+
+@pytest.mark.parametrize("decay", [0.05, 0.3, 0.99])
+def test_a_weight_average_equals_an_explicit_loop(decay):
+    torch.manual_seed(0)
+    network = Small()
+    average = WeightAverage(network, decay)
+    expected = {key: value.clone().double() for key, value in network.state_dict().items()}
+    optimizer = make_optimizer(network, OptimizerConfig())
+    for t in range(12):
+        trained(network, optimizer, [0.1])
+        average.update(network)
+        keep = min(decay, (1 + t) / (10 + t))
+        for key, value in network.state_dict().items():
+            if value.is_floating_point():
+                expected[key] = keep * expected[key] + (1 - keep) * value.double()
+            else:
+                expected[key] = value.clone().double()
+    found = {key: value.double() for key, value in average.network.state_dict().items()}
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert average.updates == 12
+    assert int(average.network.norm.num_batches_tracked) == 12
+
+
+def test_a_weight_average_is_a_copy_apart_without_gradients_in_evaluation_mode():
+    network = Small()
+    average = WeightAverage(network, 0.9)
+    before = copy.deepcopy(average.network.state_dict())
+    trained(network, make_optimizer(network, OptimizerConfig()), [0.1])
+    assert all(torch.equal(value, before[key]) for key, value in average.network.state_dict().items())
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    average.update(network)
+    assert all(torch.equal(value, own[key]) for key, value in network.state_dict().items())
+    assert network.training
+    assert not average.network.training
+    assert all(p.requires_grad for p in network.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in average.network.parameters())
+
+
+def test_the_average_of_a_network_that_stands_still_is_that_network():
+    network = narrow("whitened_cnn")
+    average = WeightAverage(network, 0.99)
+    for _ in range(5):
+        average.update(network)
+    assert all(
+        torch.equal(mine, theirs)
+        for mine, theirs in zip(average.network.state_dict().values(), network.state_dict().values(), strict=True)
+    )

@@ -1,0 +1,341 @@
+"""The specification of a training: what it computes, what it keeps, how it stops and goes on."""
+
+import csv
+import dataclasses
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from budgetnet import checkpoint, data, evaluate, models
+from budgetnet import config as configuration
+from budgetnet.config import Config, ModelConfig, ScheduleConfig, StageConfig
+from budgetnet.errors import BudgetError, CheckpointError, ConfigError, TrainingError
+from budgetnet.progress import Progress
+from budgetnet.train import Interrupted, train
+
+TINY = Config(
+    dataset="digits",
+    val_size=1200,
+    model=ModelConfig(name="residual", stages=[StageConfig(width=8, depth=1, stride=4), StageConfig(width=8, depth=1)]),
+    epochs=3,
+    batch_size=32,
+    augment=configuration.AugmentConfig(crop_padding=2, flip="random", rotation=5, erase_p=0.3),
+    optimizer=configuration.OptimizerConfig(lr=0.05, nesterov=True),
+    ema=0.9,
+    checkpoint_minutes=None,
+)
+STEPS = math.ceil((1438 - 1200) / 32)
+
+
+class Stopper(Progress):
+    """Stops a training after some steps, by being asked or by an error that no one expects."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def step(self, at, steps, lr):
+        self.left -= 1
+
+    def asked(self) -> bool:
+        return self.left <= 0
+
+
+class Crash(Progress):
+    def __init__(self, after: int):
+        self.left = after
+
+    def step(self, at, steps, lr):
+        self.left -= 1
+        if self.left == 0:
+            raise ZeroDivisionError
+
+
+def run(config: Config, folder: Path, **options):
+    return train(config, folder, name="test", track=False, **options)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_state(folder / "last.ckpt")["network"]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the columns that a clock fills."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for mine, theirs in (
+        (checkpoint.load_state(one / "last.ckpt"), checkpoint.load_state(other / "last.ckpt")),
+        (
+            {"network": checkpoint.load_classifier(one).network.state_dict()},
+            {"network": checkpoint.load_classifier(other).network.state_dict()},
+        ),
+    ):
+        for part in ("network", "average"):
+            assert mine.get(part, {}).keys() == theirs.get(part, {}).keys()
+            for key, value in mine.get(part, {}).items():
+                assert torch.equal(value, theirs[part][key]), key
+    assert rows(one) == rows(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(TINY, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [1, STEPS - 1, STEPS, STEPS + 3, 2 * STEPS + 1])
+def test_a_run_stopped_after_any_step_and_resumed_equals_the_uninterrupted_one_bit_for_bit(stop, whole, tmp_path):
+    stopper = Stopper(stop)
+    with pytest.raises(Interrupted):
+        run(TINY, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(TINY, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_stopped_twice_equals_the_uninterrupted_one(whole, tmp_path):
+    for resume in (False, True):
+        stopper = Stopper(5)
+        with pytest.raises(Interrupted):
+            run(TINY, tmp_path / "run", progress=stopper, stop=stopper.asked, resume=resume)
+    run(TINY, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("crash", [STEPS - 2, STEPS + 4])
+def test_a_run_that_crashed_goes_on_from_its_last_checkpoint_to_the_same_end(crash, whole, tmp_path):
+    config = replace(TINY, checkpoint_steps=3)
+    with pytest.raises(ZeroDivisionError):
+        run(config, tmp_path / "run", progress=Crash(crash))
+    at = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["position"]
+    assert at["epoch"] * STEPS + at["step"] < crash
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_dropout_and_plateau_resume_exactly_too(tmp_path):
+    config = replace(
+        TINY,
+        model=ModelConfig(name="wrn_10_1", width=4, dropout=0.3),
+        schedule=ScheduleConfig(name="plateau", patience=0, gamma=0.5),
+        ema=0.0,
+        epochs=4,
+        optimizer=configuration.OptimizerConfig(lr=0.5),
+    )
+    run(config, tmp_path / "whole")
+    assert len({row["lr"] for row in rows(tmp_path / "whole")}) > 1, "the plateau schedule never dropped"
+    stopper = Stopper(3 * STEPS + 2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_path):
+    run(TINY, tmp_path / "same")
+    run(replace(TINY, seed=1), tmp_path / "other")
+    assert_same_run(tmp_path / "same", whole)
+    assert rows(tmp_path / "other") != rows(whole)
+
+
+def test_test_images_decide_nothing(whole, tmp_path, monkeypatch):
+    real = data.load("digits", None)
+    swapped = replace(real, test=data.Images(real.test.images.flip(0), real.test.labels))
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: swapped)
+    summary = run(TINY, tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+    assert (
+        summary["final"]["test_accuracy"] != json.loads((whole / "summary.json").read_text())["final"]["test_accuracy"]
+    )
+
+
+def test_the_kept_weights_have_the_best_validation_accuracy_of_all_epochs(whole):
+    accuracies = [float(row["val_accuracy"]) for row in rows(whole)]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["final"]["val_accuracy"] == max(accuracies)
+    assert summary["final"]["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    best = checkpoint.load_classifier(whole)
+    digits = data.load("digits", None)
+    chosen = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)[1]
+    logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
+    assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == max(accuracies)
+
+
+def test_a_run_folder_holds_what_was_promised(whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "best.safetensors",
+        "config.yaml",
+        "last.ckpt",
+        "metrics.csv",
+        "summary.json",
+    }
+    assert configuration.load(whole / "config.yaml") == TINY
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["parameters"] == models.count_parameters(checkpoint.load_classifier(whole).network)
+    assert summary["tags"]["data_checksum"] == data.load("digits", None).checksum
+    assert summary["test"]["none"]["n"] == 359
+    assert [int(row["epoch"]) for row in rows(whole)] == [1, 2, 3]
+    provenance = checkpoint.load_classifier(whole).provenance
+    assert provenance["config"]["optimizer"]["lr"] == 0.05
+
+
+def test_without_validation_all_images_train_and_the_last_weights_are_the_result(tmp_path):
+    seen = []
+
+    class Count(Progress):
+        def step(self, at, steps, lr):
+            seen.append(at.images)
+
+    config = replace(TINY, val_size=0, patience=1, epochs=2, batch_size=256, ema=0.0)
+    summary = run(config, tmp_path / "run", progress=Count())
+    assert max(seen) == 1438
+    assert summary["final"]["epochs"] == summary["final"]["best_epoch"] == 2
+    assert summary["chosen_by"] == "last epoch"
+    assert "val_accuracy" not in rows(tmp_path / "run")[0]
+    kept = checkpoint.load_classifier(tmp_path / "run").network.state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in weights(tmp_path / "run").items())
+
+
+def test_patience_stops_a_run_that_no_longer_learns(tmp_path):
+    config = replace(TINY, epochs=50, patience=2, ema=0.0, optimizer=configuration.OptimizerConfig(lr=1e-12))
+    summary = run(config, tmp_path / "run")
+    assert summary["final"]["epochs"] == summary["final"]["best_epoch"] + 2 < 50
+    (tmp_path / "run" / "summary.json").unlink()
+    again = run(config, tmp_path / "run", resume=True)
+    assert again["final"]["epochs"] == summary["final"]["epochs"], "resuming a run that patience ended trains no more"
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_says_what_to_try(tmp_path):
+    config = replace(TINY, ema=0.0, checkpoint_steps=1, optimizer=configuration.OptimizerConfig(lr=1e30))
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 1, step \d+, .*--optimizer.lr") as caught:
+        run(config, tmp_path / "run")
+    at = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["position"]
+    assert f"step {at['step'] + 1}," in str(caught.value), "the step that failed was not made"
+    assert "\n" not in str(caught.value)
+
+
+def test_the_budget_is_checked_before_any_data_is_read_or_written(tmp_path):
+    config = Config(model=ModelConfig(name="resnet18"))
+    with pytest.raises(BudgetError, match=r"11,173,962 .* 6,173,962 over the budget of 5,000,000; .* width"):
+        run(config, tmp_path / "run", folder=tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_width_auto_is_resolved_in_the_record(tmp_path):
+    stages = [StageConfig(width=8, depth=1, stride=4)]
+    config = replace(
+        TINY, budget=2000, model=ModelConfig(name="residual", stages=stages, width="auto"), epochs=1, ema=0.0
+    )
+    summary = run(config, tmp_path / "run")
+    width = configuration.load(tmp_path / "run" / "config.yaml").model.width
+    assert isinstance(width, int)
+    assert summary["parameters"] <= 2000
+    wider = ModelConfig(name="residual", stages=stages, width=width + 1)
+    assert models.count_parameters(models.build(wider, 10)) > 2000
+
+
+def test_a_folder_that_holds_something_is_not_trained_into(whole):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(TrainingError, match="exists: choose another --output, or continue that run with --resume"):
+        run(TINY, whole)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no config\.yaml: there is nothing to resume"):
+        run(TINY, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(whole, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run(TINY, tmp_path / "run", progress=Crash(2))
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+    run(TINY, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_not_tested_again(whole, monkeypatch):
+    monkeypatch.setattr(data, "load", None)
+    assert run(TINY, whole, resume=True) == json.loads((whole / "summary.json").read_text())
+
+
+def test_a_resumed_run_keeps_its_options_but_for_the_total_of_epochs(whole):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr is 0\.1, but the run in .* has 0\.05"):
+        run(replace(TINY, optimizer=replace(TINY.optimizer, lr=0.1)), whole, resume=True)
+
+
+def test_a_finished_run_is_trained_on_when_epochs_is_raised(tmp_path):
+    config = replace(TINY, schedule=ScheduleConfig(name="constant"), ema=0.0)
+    run(replace(config, epochs=2), tmp_path / "two")
+    run(config, tmp_path / "two", resume=True)
+    run(config, tmp_path / "three")
+    assert_same_run(tmp_path / "two", tmp_path / "three")
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
+    stopper = Stopper(2)
+    with pytest.raises(Interrupted):
+        run(TINY, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    other = replace(data.load("digits", None), checksum="0" * 64)
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: other)
+    with pytest.raises(CheckpointError, match="belongs to a run on other data"):
+        run(TINY, tmp_path / "run", resume=True)
+
+
+def test_a_validation_split_larger_than_the_training_set_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="val_size"):
+        run(replace(TINY, val_size=5000), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_is_refused_on_a_cpu(tmp_path):
+    with pytest.raises(ConfigError, match="precision is fp16, which CPUs do not train in"):
+        run(replace(TINY, precision="fp16"), tmp_path / "run")
+
+
+CHOICES = [
+    *({"optimizer": configuration.OptimizerConfig(name=name, lr=0.01)} for name in ("sgd", "adam", "adamw")),
+    *(
+        {"schedule": ScheduleConfig(name=name, milestones=[1.0])}
+        for name in ("constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular")
+    ),
+    {"init": "kaiming"},
+    {"precision": "bf16"},
+    {"channels_last": False},
+    {"clip_norm": 0.1},
+    {"ema": 0.0},
+    {"label_smoothing": 0.1},
+    {"tta": "flip-shift"},
+    {"model": ModelConfig(name="whitened_cnn", width=4)},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_each_choice_trains(choice, tmp_path):
+    config = replace(TINY, epochs=1, batch_size=64, **choice)
+    summary = run(config, tmp_path / "run")
+    assert 0 < summary["final"]["test_loss"] < 100
+    assert ("test_accuracy_tta" in summary["final"]) == (config.tta != "none")
+    assert dataclasses.replace(configuration.load(tmp_path / "run" / "config.yaml")) == config
+
+
+def test_a_small_network_learns_the_digits(tmp_path):
+    config = replace(
+        TINY,
+        val_size=200,
+        epochs=6,
+        augment=configuration.AugmentConfig(crop_padding=2),
+        optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True),
+    )
+    summary = run(config, tmp_path / "run")
+    assert summary["final"]["test_accuracy"] > 0.9
