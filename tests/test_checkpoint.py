@@ -1,5 +1,6 @@
 """What is written is read back exactly, and nothing else is read at all."""
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -8,6 +9,7 @@ import json
 import os
 import pathlib
 import pickle
+import tempfile
 import zipfile
 from collections import OrderedDict
 
@@ -19,7 +21,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import nn
 
 from budgetnet import models
 from budgetnet.checkpoint import (
@@ -77,12 +78,9 @@ def classifier(config, classes=("cat", 'a "dog"\n', "été"), image_size=16, **c
 
 @functools.cache
 def tiny_bytes():
-    folder = pathlib.Path(os.environ.get("TMPDIR", "/tmp")) / f"budgetnet-{os.getpid()}-tiny.safetensors"
-    try:
-        save_classifier(folder, classifier(TINY))
-        return folder.read_bytes()
-    finally:
-        folder.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save_classifier(pathlib.Path(folder, "m.safetensors"), classifier(TINY))
+        return pathlib.Path(folder, "m.safetensors").read_bytes()
 
 
 def described(found):
@@ -114,6 +112,9 @@ class Evil:
 
     def __reduce__(self):
         return (pathlib.Path.touch, (self.marker,))
+
+
+shares = st.floats(0, 1, exclude_max=True)
 
 
 # ------------------------------------------------------------------------------------- the state of a training
@@ -186,11 +187,11 @@ def test_a_state_with_any_byte_changed_is_refused(tmp_path_factory, data):
         load_state(path)
 
 
-@given(st.integers(0, len(state_bytes()) - 1), st.binary(max_size=3))
+@given(shares, st.binary(max_size=3))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_a_state_cut_short_anywhere_or_longer_is_refused(tmp_path_factory, length, tail):
+def test_a_state_cut_short_anywhere_or_longer_is_refused(tmp_path_factory, share, tail):
     path = tmp_path_factory.getbasetemp() / "cut.ckpt"
-    for content in (state_bytes()[:length], state_bytes() + tail + b"\0"):
+    for content in (state_bytes()[: int(share * len(state_bytes()))], state_bytes() + tail + b"\0"):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="checksum does not hold"):
             load_state(path)
@@ -282,21 +283,21 @@ def test_a_model_file_with_any_byte_changed_is_refused_or_means_the_same(tmp_pat
     path.write_bytes(content)
     try:
         found = load_classifier(path)
-    except CheckpointError as error:
-        assert "\n" not in str(error)
+    except CheckpointError:
+        pass
     else:
-        assert position < header
+        assert position < header  # JSON's white space
         path.write_bytes(tiny_bytes())
         whole = load_classifier(path)
         assert described(found) == described(whole)
         assert same_weights(found.network, whole.network)
 
 
-@given(st.integers(0, len(tiny_bytes()) - 1))
+@given(shares)
 @settings(max_examples=80, deadline=None, derandomize=True)
-def test_a_model_file_cut_short_anywhere_is_refused(tmp_path_factory, length):
+def test_a_model_file_cut_short_anywhere_is_refused(tmp_path_factory, share):
     path = tmp_path_factory.getbasetemp() / "cut.safetensors"
-    path.write_bytes(tiny_bytes()[:length])
+    path.write_bytes(tiny_bytes()[: int(share * len(tiny_bytes()))])
     refused(path, "is no readable safetensors file")
 
 
@@ -311,7 +312,7 @@ def sealed(path, tensors=None, **changes):
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
     for key, value in sorted(tensors.items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.numpy().tobytes())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     path.write_bytes(save_safetensors(tensors, metadata | {"sha256": digest.hexdigest()}))
 
 
@@ -342,11 +343,15 @@ def stage(**changes):
 DEEP = "[" * 100_000 + "]" * 100_000
 HOSTILE = {
     "classes": ['"cats"', "{}", "[]", '["one"]', "[1, 2, 3]", '["a", null, "c"]', "3", "null", "", "[", DEEP],
-    "mean": ["[0, 0]", "[0, 0, 0, 0]", "[]", "0.5", "null", "[NaN, 0, 0]", "[0, Infinity, 0]", "[0, 0, 1e999]"]
-    + ['["0", 0, 0]', "[true, 0, 0]", "[[0], 0, 0]", '{"0": 0, "1": 0, "2": 0}', "[0, 0, 1" + "0" * 400 + "]", DEEP],
+    "mean": [
+        *["[0, 0]", "[0, 0, 0, 0]", "[]", "0.5", "null", "[NaN, 0, 0]", "[0, Infinity, 0]", "[0, 0, 1e999]", DEEP],
+        *['["0", 0, 0]', "[true, 0, 0]", "[[0], 0, 0]", '{"0": 0, "1": 0, "2": 0}', "[0, 0, 1" + "0" * 400 + "]"],
+    ],
     "std": ["[1, 1]", "[1, 1, 1, 1]", "[0, 1, 1]", "[1, -1, 1]", "[NaN, 1, 1]", "[1, 1, -Infinity]", '"111"', DEEP],
-    "image_size": ["0", "-16", "7", "10001", "1000000000000", "16.0", '"16"', "true", "null", "NaN", "Infinity"]
-    + ["[16]", "9" * 5000, DEEP],
+    "image_size": [
+        *["0", "-16", "7", "10001", "1000000000000", "9" * 5000, "16.0", '"16"', "true", "null", "NaN", "Infinity"],
+        *["[16]", DEEP],
+    ],
     "provenance": ["[]", "null", '"x"', "1", "[[1, 2]]", "{", DEEP],
     "model": ["[]", "null", '""', '"residual"', "5", "{}", "{", DEEP]
     + [model(unknown=1), model(stages=None), model(stages=5), model(stages={}), model(stages=["x"]), model(stages=[[]])]
@@ -407,6 +412,33 @@ def test_keys_that_are_missing_extra_or_of_another_shape_or_type_are_named(tmp_p
     refused(path, r"does not fit residual: linear\.bias is of torch\.float64, expected torch\.float32$")
     sealed(path, {})
     refused(path, r"does not fit residual: ")
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *[torch.bool, torch.int8, torch.uint16, torch.uint64, torch.complex64, torch.bfloat16, torch.float64],
+        *[torch.float8_e4m3fn, torch.float8_e5m2],
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0)])
+def test_weights_of_any_type_are_refused_where_they_do_not_belong(tmp_path, dtype, shape):
+    sealed(tmp_path / "m.safetensors", load_safetensors(tiny_bytes()) | {"linear.bias": torch.zeros(shape).to(dtype)})
+    refused(tmp_path / "m.safetensors", r"does not fit residual: linear\.bias is ")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "what", None, 1, "F32"])
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**40, 2**40], [-1], [1.5], "x", [0]])
+def test_a_header_that_torch_cannot_follow_is_refused(tmp_path, dtype, shape):
+    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(tmp_path / "m.safetensors", "is no readable safetensors file|has format None")
+
+
+@pytest.mark.parametrize("header", [b"{}", b"[]", b"null", b'{"__metadata__": null}', b'{"a":' * 1000, b"[" * 100_000])
+def test_a_header_of_another_structure_is_refused(tmp_path, header):
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(tmp_path / "m.safetensors", "is no readable safetensors file|has format None")
 
 
 def test_a_file_for_another_network_names_the_first_keys_and_counts_the_rest(tmp_path):
@@ -476,8 +508,8 @@ def test_a_reference_checkpoint_needs_the_name_of_its_network(tmp_path):
     refused(path, "does not say which network it holds: give --model NAME")
     refused(path, r"model\.name: resnet_leeky is not a network \(did you mean resnet_leaky\?\)", "resnet_leeky")
     refused(path, r"does not fit resnet18: .* is missing; .* \(and \d+ more\)", "resnet18")
-    refused(path, r"does not fit wrn_10_2: conv1\.weight is \(16, 3, 3, 3\)|does not fit wrn_10_2: ", "wrn_10_2")
-    refused(path, "names no network with weights of its own: .*stages", "residual")
+    refused(path, r"does not fit wrn_10_2: layer1\.0\.shortcut\.0\.weight is missing; ", "wrn_10_2")
+    refused(path, "cannot be read as --model residual: .*stages is not given", "residual")
 
 
 def test_what_does_not_fit_in_a_reference_checkpoint_is_named(tmp_path):
@@ -514,7 +546,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_runs_nothing(tmp_path, zipp
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     refused(path, "which is never loaded", SMALL)
     path.write_bytes(pickle.dumps(Evil(marker)))
-    refused(path, "which is never loaded|is no readable checkpoint", SMALL)
+    refused(path, "which is never loaded", SMALL)
     assert not marker.exists()
 
 
@@ -526,15 +558,21 @@ def test_the_state_of_a_training_is_no_model(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"hello\n", b"ID,Labels\n0,3\n", b"PK", b"PK\x03\x04" + bytes(100), b"\x80\x02}", bytes(1000)]
-    + [bytes(range(256)) * 4, b"\x80\x02\x8b\xff\xff\xff\x7f", tiny_bytes()],
-    ids=range(11),
+    [
+        *[b"", b"\0", b"hello\n", b"ID,Labels\n0,3\n", b"PK", b"PK\x03\x04" + bytes(100), b"\x80\x02}", bytes(1000)],
+        *[bytes(range(256)) * 4, b"\x80\x02\x8b\xff\xff\xff\x7f"],
+    ],
+    ids=range(10),
 )
-def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content):
-    for name in ("c.pth", "m.safetensors"):
-        if name == "c.pth" or content != tiny_bytes():
-            (tmp_path / name).write_bytes(content)
-            refused(tmp_path / name, "c.pth|is no readable safetensors", SMALL if name == "c.pth" else None)
+@pytest.mark.parametrize(("name", "model"), [("c.pth", SMALL), ("c.pth", None), ("m.safetensors", None)])
+def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content, name, model):
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, "is no readable|is damaged, or holds more than tensors", model)
+
+
+def test_a_model_file_under_another_name_is_refused(tmp_path):
+    (tmp_path / "c.pth").write_bytes(tiny_bytes())
+    refused(tmp_path / "c.pth", "is no readable checkpoint|is damaged", SMALL)
 
 
 def test_files_and_folders_that_hold_nothing_are_refused(tmp_path):
@@ -562,7 +600,7 @@ def reference_bytes(zipped):
     return buffer.getvalue()
 
 
-@given(st.booleans(), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+@given(st.booleans(), shares, st.integers(1, 255), st.booleans())
 @settings(max_examples=120, deadline=None, derandomize=True)
 def test_a_damaged_reference_checkpoint_is_read_or_refused_and_never_a_crash(
     tmp_path_factory, zipped, place, flip, near_an_end
@@ -576,10 +614,8 @@ def test_a_damaged_reference_checkpoint_is_read_or_refused_and_never_a_crash(
     flipped[-1 - position] ^= flip
     for damaged in (content[:position], flipped):
         path.write_bytes(damaged)
-        try:
+        with contextlib.suppress(CheckpointError):  # these files have no checksum: some damage cannot be told
             load_classifier(path, SMALL)
-        except CheckpointError as error:
-            assert "\n" not in str(error)  # noqa: PT017  the file may still be good
 
 
 # ------------------------------------------------------------------------------------------------- atomicity

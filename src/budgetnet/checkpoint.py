@@ -12,6 +12,7 @@ import pickle
 import re
 import reprlib
 import types
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -260,7 +261,7 @@ def _load_reference(path: Path, content: bytes, model: str | None) -> Classifier
     try:
         chosen = ModelConfig(name=model)
     except ConfigError as error:
-        raise CheckpointError(f"--model {model} names no network with weights of its own: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as --model {model}: {error}") from error
     return Classifier(
         network=_rebuild(path, chosen, len(CIFAR10_CLASSES), 32, weights),
         model=chosen,
@@ -311,7 +312,9 @@ def _load_tensors(path: Path, content: bytes) -> dict[str, Any]:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > len(content):  # torch.save does not compress, so this is a bomb
                 raise ValueError(f"it unpacks to {unpacked:,} bytes from {len(content):,}")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what it may fail to read; then it fails, and that is told
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         held = f"holds {found[1]}" if found else "is damaged, or holds more than tensors and plain values"
@@ -331,7 +334,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         tensor = tensors[key].contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

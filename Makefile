@@ -1,0 +1,37 @@
+# `make help` lists what one does daily.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help demo test lint types table clean
+
+help: ## what there is to make
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "budgetnet needs Python 3.11 or newer, found " + sys.version.split()[0] + ": set PYTHON=python3.12, say")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## train, test and submit on data that needs no download
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## style, and the form of the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## types
+	$(BIN)/mypy
+
+table: $(INSTALLED) ## README's results from the records in results/
+	$(BIN)/python results/records.py table
+
+clean: ## what was made, but for .venv, data and runs
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
