@@ -165,14 +165,17 @@ def _train(arguments: list[str]) -> int:
 
     parser = jsonargparse.ArgumentParser(
         prog="budgetnet train",
+        usage="budgetnet train RECIPE [options]",
         description="Train a network by a recipe; any key of the recipe is an option too.",
         epilog=f"example: {EXAMPLES['train']}",
         exit_on_error=False,
         print_config=None,
     )
     parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file (see recipes/)")
-    parser.add_argument("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache)")
-    parser.add_argument("--output", metavar="RUN", help="the run's folder (default: runs/RECIPE-TIME)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="where the data is; null is $BUDGETNET_DATA, else the cache folder"
+    )
+    parser.add_argument("--output", metavar="RUN", help="the run's folder; null is runs/RECIPE-TIME")
     parser.add_argument("--resume", action="store_true", help="continue RUN where it stopped, exactly")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
@@ -309,7 +312,12 @@ def _predict(options: Namespace) -> int:
     probabilities = torch.softmax(logits, 1)
     labels = logits.argmax(1).tolist()
     ids = list(range(len(labels))) if images.ids is None else images.ids.tolist()
-    result: dict[str, Any] = {"images": len(ids)}
+    result: dict[str, Any] = {
+        "checkpoint": str(options.checkpoint),
+        "input": str(options.input),
+        "images": len(ids),
+        "tta": options.tta,
+    }
     if options.output:
         predict.write_submission(options.output, ids, labels, len(classifier.classes))
         result["output"] = str(options.output)

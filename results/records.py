@@ -1,0 +1,121 @@
+"""Records behind the numbers that README and the recipes state.
+
+    python results/records.py add NAME RUN [RUN ...]    sum finished runs of one recipe up in results/NAME.json
+    python results/records.py table                     write README's results from the records
+
+A record holds what each run says of itself; nothing is typed in by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from budgetnet import config as configuration
+from budgetnet.files import atomic_write
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: written by `make table` -->", "<!-- end of results -->"
+
+
+def record(runs: list[Path]) -> dict[str, Any]:
+    """What finished runs that differ in their seed alone amount to."""
+    entries, plain = [], []
+    for run in runs:
+        config = configuration.load(run / "config.yaml")
+        summary = json.loads((run / "summary.json").read_text())
+        lines = (run / "metrics.csv").read_text().splitlines()
+        entries.append(
+            {
+                "seed": config.seed,
+                **summary["final"],
+                "chosen_by": summary["chosen_by"],
+                "parameters": summary["parameters"],
+                "data_checksum": summary["tags"]["data_checksum"],
+                "git_commit": summary["tags"]["git_commit"],
+                "versions": summary["versions"],
+                "hardware": summary["hardware"],
+                "metrics": {
+                    "columns": lines[0].split(","),
+                    "rows": [[float(x) for x in r.split(",")] for r in lines[1:]],
+                },
+            }
+        )
+        plain.append(configuration.to_yaml(config).replace(f"seed: {config.seed}\n", "seed: 0\n"))
+    if len(set(plain)) > 1:
+        sys.exit("these runs differ in more than their seed")
+    if len({entry["seed"] for entry in entries}) < len(entries):
+        sys.exit("two of these runs have the same seed")
+    keys = [
+        key for key in ("test_accuracy", "test_accuracy_tta", "val_accuracy", "minutes", "epochs") if key in entries[0]
+    ]
+    spread = {key: _spread([entry[key] for entry in entries]) for key in keys}
+    return {
+        "config": configuration.to_yaml(configuration.load(runs[0] / "config.yaml")),
+        "spread": spread,
+        "runs": entries,
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
+
+
+def table() -> str:
+    """README's table: a row for each record of trainings."""
+    lines = [
+        "| recipe | network | parameters | test accuracy | with flips and shifts | minutes | seeds | hardware | record |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(HERE.glob("*.json")):
+        found = json.loads(path.read_text())
+        if "spread" not in found:
+            continue
+        first, spread = found["runs"][0], found["spread"]
+        model = re.search(r"^  name: (\w+)$", found["config"], re.MULTILINE)
+        assert model is not None
+        lines.append(
+            f"| `{path.stem}` | `{model[1]}` | {first['parameters']:,} | {_percent(spread['test_accuracy'])} | "
+            f"{_percent(spread['test_accuracy_tta']) if 'test_accuracy_tta' in spread else ''} | "
+            f"{spread['minutes']['mean']:.0f} | {spread['minutes']['n']} | {_hardware(first['hardware'])} | "
+            f"[{path.name}](results/{path.name}) |"
+        )
+    return "\n".join(lines)
+
+
+def _percent(spread: dict[str, Any]) -> str:
+    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.2f}"
+    return f"{100 * spread['mean']:.2f}{deviation} %"
+
+
+def _hardware(hardware: dict[str, Any]) -> str:
+    return str(hardware.get("gpu") or f"{hardware['threads']} cores of {hardware['cpu'].partition(',')[0]}")
+
+
+def with_table(readme: str) -> str:
+    """The text of README with its results written anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    if len(arguments) >= 3 and arguments[0] == "add":
+        path = HERE / f"{arguments[1]}.json"
+        atomic_write(path, (json.dumps(record([Path(a) for a in arguments[2:]]), indent=1) + "\n").encode())
+        print(path)
+    elif arguments == ["table"]:
+        atomic_write(README, with_table(README.read_text()).encode())
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

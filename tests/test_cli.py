@@ -1,0 +1,386 @@
+"""The journeys a user makes, through the real command line."""
+
+import csv
+import json
+import os
+import pickle
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from budgetnet import checkpoint, data, models
+from budgetnet.cli import main
+from budgetnet.config import ModelConfig
+
+ROOT = Path(__file__).parent.parent
+SMOKE = str(ROOT / "recipes" / "smoke.yaml")
+BUDGETNET = [sys.executable, "-m", "budgetnet"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BUDGETNET"))}
+    return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
+
+
+def budgetnet(*arguments: str, cwd: Path, code: int = 0, **options) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [*BUDGETNET, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, **options
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a finished run in `run`, made by the real command, and unlabelled images in `digits.npy`."""
+    folder = tmp_path_factory.mktemp("home")
+    done = budgetnet("train", SMOKE, "--output", "run", cwd=folder)
+    assert "test accuracy" in done.stdout
+    digits = data.load("digits", None).test
+    np.save(folder / "digits.npy", digits.images[:50].permute(0, 2, 3, 1).numpy())
+    with open(folder / "labels.csv", "w") as file:
+        file.write("ID,Labels\n" + "".join(f"{i},{y}\n" for i, y in enumerate(digits.labels[:50].tolist())))
+    return folder
+
+
+def test_a_training_writes_its_folder_its_mlflow_record_and_a_readable_account(home):
+    names = {path.name for path in (home / "run").iterdir()}
+    assert {"config.yaml", "metrics.csv", "last.ckpt", "best.safetensors", "summary.json"} <= names
+    assert (home / "mlflow.db").is_file()
+
+
+def test_the_mlflow_record_of_a_run_is_complete(home, monkeypatch):
+    monkeypatch.chdir(home)
+    program = (
+        "import json, mlflow\n"
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "run = mlflow.search_runs(search_all_experiments=True, output_format='list')[0]\n"
+        "names = [a.path for a in mlflow.MlflowClient().list_artifacts(run.info.run_id)]\n"
+        "print(json.dumps([run.data.params['optimizer.lr'], run.info.status, run.data.tags['parameters'], names]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    lr, status, parameters, names = json.loads(done.stdout.splitlines()[-1])
+    assert (lr, status) == ("0.1", "FINISHED")
+    assert int(parameters) == json.loads((home / "run" / "summary.json").read_text())["parameters"]
+    assert {"config.yaml", "metrics.csv", "best.safetensors", "summary.json"} <= set(names)
+
+
+def test_evaluate_agrees_with_the_summary_and_its_json_is_alone_on_standard_output(home):
+    done = budgetnet("evaluate", "run", "--json", cwd=home)
+    scores = json.loads(done.stdout)
+    final = json.loads((home / "run" / "summary.json").read_text())["final"]
+    assert scores["accuracy"] == pytest.approx(final["test_accuracy"], abs=0.003)
+    assert scores["loss"] == pytest.approx(final["test_loss"], rel=1e-3)
+    assert np.sum(scores["confusion"]) == scores["n"] == 359
+
+
+def test_evaluate_on_the_validation_split_finds_the_accuracy_that_chose_the_weights(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "run", "--split", "val", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["accuracy"] == checkpoint.load_classifier(home / "run").provenance["val_accuracy"]
+    assert main(["evaluate", "run", "--split", "train"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_submission_has_a_row_an_image_and_is_scored_against_known_labels(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    command = ["predict", "run", "digits.npy", "--output", "out.csv", "--probabilities", "--labels", "labels.csv"]
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    with open(home / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ID"] for row in rows] == [str(i) for i in range(50)]
+    assert list(rows[0]) == ["ID", "Labels"]
+    with open(home / "labels.csv", newline="") as file:
+        right = [row["Labels"] for row in csv.DictReader(file)]
+    assert result["scores"]["accuracy"] == np.mean([row["Labels"] == y for row, y in zip(rows, right, strict=True)])
+    with open(home / "out.probabilities.csv", newline="") as file:
+        probabilities = list(csv.DictReader(file))
+    best = [max("0123456789", key=lambda c: float(row[c])) for row in probabilities]
+    assert best == [row["Labels"] for row in rows]
+    assert main(command) == 0
+    assert "out.csv: 50 rows" in capsys.readouterr().out
+
+
+def test_a_contest_pickle_is_predicted_under_its_own_ids(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    images = np.load(home / "digits.npy")[:5]
+    (home / "contest.pkl").write_bytes(pickle.dumps({b"data": images, b"ids": np.array([7, 3, 9, 1, 0])}))
+    assert main(["predict", "run", "contest.pkl", "--output", "contest.csv"]) == 0
+    assert [line.split(",")[0] for line in (home / "contest.csv").read_text().split()] == ["ID", *"73910"]
+
+
+def test_a_single_image_is_classified_on_the_terminal(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    Image.fromarray(np.load(home / "digits.npy")[0]).resize((90, 70)).save(home / "one.png")
+    assert main(["predict", "run", "one.png"]) == 0
+    assert re.fullmatch(r"one\.png  \d  \d+\.\d%\n", capsys.readouterr().out)
+
+
+def test_inspect_shows_a_network_a_recipe_and_a_run_and_draws_them(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["inspect", "resnet_leaky"]) == 0
+    assert "4,773,354" in capsys.readouterr().out
+    assert main(["inspect", SMOKE, "--picture", "smoke.svg"]) == 0
+    assert (home / "smoke.svg").read_text().startswith("<?xml")
+    assert main(["inspect", "run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["provenance"]["epoch"] >= 1
+
+
+def test_models_lists_the_registry_and_what_fits(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+    assert set(rows) == set(models.names())
+    assert rows["resnet18"]["parameters"] == 11_173_962
+    assert not rows["resnet18"]["fits"]
+    assert rows["enhanced"]["fits"]
+    assert main(["models"]) == 0
+    assert "4,773,354" in capsys.readouterr().out
+
+
+def test_print_config_prints_a_recipe_for_the_same_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", SMOKE, "--optimizer.lr", "0.3", "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(printed := capsys.readouterr().out)
+    assert "lr: 0.3" in printed
+    assert main(["train", "printed.yaml", "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert [path.name for path in tmp_path.iterdir()] == ["printed.yaml"]
+
+
+def test_json_puts_one_object_on_standard_output_and_quiet_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", SMOKE, "--no-track", "--epochs", "1"]
+    assert main([*command, "--output", "one", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert main([*command, "--output", "two", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == shown.err == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_same_weights(number, code, tmp_path):
+    whole = ["train", SMOKE, "--no-track", "--epochs", "4", "--threads", "1", "--output"]
+    budgetnet(*whole, "whole", cwd=tmp_path)
+    with subprocess.Popen(
+        [*BUDGETNET, *whole, "run"],
+        cwd=tmp_path,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if line.strip().startswith("1 "):  # the row of the first epoch
+                process.send_signal(number)
+                break
+        rest, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "stopping after this step" in rest
+    again = re.search(r"to go on: budgetnet (.*)", errors)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    budgetnet(*shlex.split(again[1]), cwd=tmp_path)
+    one, other = (checkpoint.load_state(tmp_path / name / "last.ckpt")["network"] for name in ("whole", "run"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def _reference_checkpoint(path: Path, name: str = "resnet_bottleneck", prefix: str = "module.") -> None:
+    torch.manual_seed(0)
+    weights = models.build(ModelConfig(name=name), 10).state_dict()
+    torch.save(
+        {"net": {prefix + key: value for key, value in weights.items()}, "acc": 95.5, "epoch": 3, "optimizer": {}}, path
+    )
+
+
+def test_a_checkpoint_of_the_reference_project_is_inspected_and_predicts(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    _reference_checkpoint(home / "leaky.pth")
+    assert main(["inspect", "leaky.pth", "--model", "resnet_bottleneck"]) == 0
+    assert "0.2023" in capsys.readouterr().out
+    assert main(["predict", "leaky.pth", "digits.npy", "--model", "resnet_bottleneck", "--output", "leaky.csv"]) == 0
+    assert len((home / "leaky.csv").read_text().splitlines()) == 51
+
+
+class Hostile:
+    def __reduce__(self):
+        return (os.system, ("touch was_run",))
+
+
+def _bad(folder: Path) -> None:
+    """Files that no one should be able to use."""
+    (folder / "empty").mkdir()
+    (folder / "garbage.bin").write_bytes(b"\x00\xff" * 1000)
+    (folder / "hostile.pkl").write_bytes(pickle.dumps({b"data": Hostile()}))
+    torch.save({"net": Hostile()}, folder / "hostile.pth")
+    (folder / "typo.yaml").write_text("optimizer: {momemtum: 0.9}\n")
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n, but no more")
+    np.save(folder / "small.npy", np.zeros((4, 20, 20, 3), np.uint8))
+    (folder / "contest.pkl").write_bytes(pickle.dumps({b"data": np.zeros((4, 1000), np.uint8)}))
+    _reference_checkpoint(folder / "other.pth")
+    batches = folder / "truncated" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        (batches / name).write_bytes(
+            pickle.dumps({b"data": np.zeros((10, 3072), np.uint8), b"labels": [0] * 10})[:-100]
+        )
+    (batches / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"x"] * 10}))
+    (folder / "file").write_text("no folder")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "COMMAND"),
+        ("trian", "invalid choice: 'trian'"),
+        ("train", "which recipe"),
+        ("train nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("train typo.yaml", "typo.yaml: optimizer.momemtum is not an option (did you mean optimizer.momentum?)"),
+        (f"train {SMOKE} --epochs 0", "epochs is 0, expected 1 or more"),
+        (f"train {SMOKE} --epochs ten", "epochs is 'ten', expected int"),
+        (f"train {SMOKE} --epoch 3", "--epoch is not an option (did you mean --epochs?)"),
+        (f"train {SMOKE} --device gpu", "device is 'gpu', expected auto, cpu, cuda"),
+        (f"train {SMOKE} --threads -1", "threads is -1"),
+        (f"train {SMOKE} --resume", "--resume needs --output"),
+        (f"train {SMOKE} --resume --output empty", "nothing to resume"),
+        ("train --resume --output nowhere", "nothing to resume"),
+        (f"train {SMOKE} --output home", "home exists: choose another --output, or continue that run with --resume"),
+        (f"train {SMOKE} --output file/run", "file/run cannot be made: Not a directory; choose another --output"),
+        (f"train {SMOKE} --output file", "file exists"),
+        (f"train {SMOKE} --budget 10", "not even width"),
+        (f"train {SMOKE} --model.name resnet18 --model.stages null", "6,173,962 over the budget of 5,000,000"),
+        (f"train {SMOKE} --model.name resnet81 --model.stages null", "resnet81 is not a network"),
+        (f"train {SMOKE} --val-size 2000", "val_size"),
+        (f"train {SMOKE} --dataset cifar10 --data empty", "found an empty folder"),
+        (f"train {SMOKE} --dataset cifar10 --data nowhere", "no such folder"),
+        (f"train {SMOKE} --dataset cifar10 --data truncated", "data_batch_1"),
+        (f"train {SMOKE} --dataset folder --data empty", "empty"),
+        ("evaluate nowhere", "nowhere cannot be read: No such file"),
+        ("evaluate empty", "holds no best.safetensors"),
+        ("evaluate garbage.bin", "garbage.bin"),
+        ("evaluate hostile.pth --model resnet18", "holds more than tensors"),
+        ("evaluate other.pth", "give --model NAME"),
+        ("evaluate other.pth --model resnet_leaky", "other.pth does not fit resnet_leaky: conv2.weight is missing"),
+        ("evaluate home/run --data empty --dataset cifar10", "empty"),
+        ("predict home/run nowhere", "nowhere"),
+        ("predict home/run empty", "empty"),
+        ("predict home/run hostile.pkl --output out.csv", "hostile.pkl"),
+        ("predict home/run picture.png", "picture.png"),
+        ("predict home/run small.npy", "small.npy"),
+        ("predict home/run contest.pkl", "contest.pkl"),
+        ("predict home/run home/digits.npy --output nowhere/out.csv", "nowhere"),
+        ("predict home/run home/digits.npy --labels home/labels.csv", "give --output"),
+        ("predict home/run home/digits.npy --output out.csv --labels typo.yaml", "typo.yaml"),
+        ("inspect resnet81", "resnet81"),
+        ("inspect garbage.bin", "garbage.bin"),
+        ("inspect resnet18 --picture out.bmp", "out.bmp"),
+        ("track empty", "empty"),
+        ("data verify nowhere", "nowhere"),
+        ("data verify empty", "empty"),
+        ("data verify truncated", "data_batch_1"),
+        ("data verify hostile.pkl", "hostile.pkl"),
+        ("data stats garbage.bin", "garbage.bin"),
+    ],
+)
+def test_a_users_mistake_gets_one_line_and_exit_code_1_and_leaves_nothing_behind(
+    command, message, home, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("BUDGETNET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    _bad(tmp_path)
+    (tmp_path / "home").symlink_to(home)
+    before = everything(tmp_path), everything(home)
+    assert main(shlex.split(command)) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("budgetnet: error: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert (everything(tmp_path), everything(home)) == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["empty", "home", "truncated"]
+
+
+def test_debug_shows_where_an_error_came_from(capsys):
+    assert main(["evaluate", "nowhere", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_no_torn_file(tmp_path):
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    command = ["train", SMOKE, "--no-track", "--output", "run"]
+    done = budgetnet(*command, cwd=tmp_path, code=1, preexec_fn=small_files)
+    assert re.fullmatch(r"budgetnet: error: cannot write run/[\w.]+: File too large; .*\n", done.stderr)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix in (".ckpt", ".safetensors", ".part")]
+
+
+def test_help_is_there_for_every_command_with_an_example(capsys):
+    commands = [
+        "train",
+        "evaluate",
+        "predict",
+        "models",
+        "inspect",
+        "track",
+        "data verify",
+        "data stats",
+        "data download",
+    ]
+    for command in commands:
+        try:
+            code = main([*command.split(), "--help"])
+        except SystemExit as stop:
+            code = stop.code
+        assert not code
+        assert f"example: budgetnet {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_and_version_need_no_torch():
+    program = (
+        "import sys; from budgetnet.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.real_data
+def test_cifar10_is_verified_described_and_trained_on(real_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "stats", str(real_data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["counts"].values()) == {5000}
+    assert [f"{x:.5f}" for x in found["mean"] + found["std"]] == [
+        "0.49140",
+        "0.48216",
+        "0.44653",
+        "0.24703",
+        "0.24349",
+        "0.26159",
+    ]
+    assert main(["data", "verify", str(real_data)]) == 0
+    assert "CIFAR-10 Python batches" in capsys.readouterr().out
+    options = ["--dataset", "cifar10", "--data", str(real_data), "--epochs", "1", "--no-track", "--batch-size", "256"]
+    assert main(["train", SMOKE, *options, "--val-size", "49000", "--output", "run"]) == 0
+    contest = real_data / "contest"
+    command = ["predict", "run", str(contest / "cifar_test_nolabel.pkl"), "--output", "out.csv"]
+    assert main([*command, "--labels", str(contest / "practice_labels.csv")]) == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 10_001
