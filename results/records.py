@@ -70,7 +70,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def table() -> str:
     """README's table: a row for each record of trainings."""
     lines = [
-        "| recipe | network | parameters | test accuracy | with flips and shifts | minutes | seeds | hardware | record |",
+        "| recipe | network | parameters | test accuracy | averaged views | minutes | seeds | hardware | record |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(HERE.glob("*.json")):

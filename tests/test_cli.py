@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from budgetnet import checkpoint, data, models
-from budgetnet.cli import main
+from budgetnet.cli import EXAMPLES, main
 from budgetnet.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
@@ -332,18 +332,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_no_torn_file(tmp_path):
 
 
 def test_help_is_there_for_every_command_with_an_example(capsys):
-    commands = [
-        "train",
-        "evaluate",
-        "predict",
-        "models",
-        "inspect",
-        "track",
-        "data verify",
-        "data stats",
-        "data download",
-    ]
-    for command in commands:
+    for command in EXAMPLES:
         try:
             code = main([*command.split(), "--help"])
         except SystemExit as stop:

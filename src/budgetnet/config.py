@@ -336,7 +336,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Nam
     """Parse a command line whose parser has the options of `add_options`, and perhaps others.
 
     Args:
-        parser: made with exit_on_error=False and print_config=None; a positional called `recipe_file`, where it has one, names the recipe.
+        parser: made with exit_on_error=False and print_config=None; a positional called `recipe_file`, where it has
+            one, names the recipe.
         arguments: the command line; dashes inside option names mean underscores.
 
     Returns:
