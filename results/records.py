@@ -12,6 +12,7 @@ import json
 import re
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,14 @@ def record(runs: list[Path]) -> dict[str, Any]:
                 },
             }
         )
-        plain.append(configuration.to_yaml(config).replace(f"seed: {config.seed}\n", "seed: 0\n"))
+        plain.append(configuration.to_yaml(replace(config, seed=0)))
     if len(set(plain)) > 1:
         sys.exit("these runs differ in more than their seed")
     if len({entry["seed"] for entry in entries}) < len(entries):
         sys.exit("two of these runs have the same seed")
-    keys = [
-        key for key in ("test_accuracy", "test_accuracy_tta", "val_accuracy", "minutes", "epochs") if key in entries[0]
-    ]
-    spread = {key: _spread([entry[key] for entry in entries]) for key in keys}
-    return {
-        "config": configuration.to_yaml(configuration.load(runs[0] / "config.yaml")),
-        "spread": spread,
-        "runs": entries,
-    }
+    keys = ("test_accuracy", "test_accuracy_tta", "val_accuracy", "minutes", "epochs")
+    spread = {key: _spread([entry[key] for entry in entries]) for key in keys if key in entries[0]}
+    return {"config": plain[0], "spread": spread, "runs": entries}
 
 
 def _spread(values: list[float]) -> dict[str, float]:

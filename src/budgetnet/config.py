@@ -322,13 +322,13 @@ class Config:
 
 def add_options(parser: ArgumentParser) -> None:
     """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them."""
-    from jsonargparse import (
-        ActionConfigFile,  # type: ignore[attr-defined]
-        set_parsing_settings,
-    )
+    import jsonargparse
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help shows what stands under each field
-    parser.add_argument("--recipe", action=ActionConfigFile, help=argparse.SUPPRESS)
+    jsonargparse.set_parsing_settings(
+        docstring_parse_attribute_docstrings=True
+    )  # help shows what stands under each field
+    action = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
+    parser.add_argument("--recipe", action=action, help=argparse.SUPPRESS)
     parser.add_class_arguments(Config)
 
 
