@@ -54,8 +54,8 @@ class Crash(Progress):
             raise ZeroDivisionError
 
 
-def run(config: Config, folder: Path, **options):
-    return train(config, folder, name="test", track=False, **options)
+def run(config: Config, place: Path, **options):
+    return train(config, place, name="test", track=False, **options)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

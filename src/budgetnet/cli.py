@@ -305,6 +305,8 @@ def _predict(options: Namespace) -> int:
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
     classifier = _classifier(options)
+    if options.labels:
+        predict.read_submission(options.labels, len(classifier.classes))  # refused before anything is written
     images = data.read_images(options.input, classifier.image_size)
     logits = evaluate.predict_logits(
         classifier.network, images.images, classifier.mean, classifier.std, tta=options.tta
