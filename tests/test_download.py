@@ -11,7 +11,7 @@ import threading
 import pytest
 from test_data import refused, write_cifar100, write_python_batches
 
-from budgetnet import data
+from budgetnet import data, download
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -221,7 +221,7 @@ def test_the_first_use_downloads_into_the_cache_folder(server, tmp_path, monkeyp
     monkeypatch.delenv("BUDGETNET_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     md5 = hashlib.md5(server.body).hexdigest()
-    monkeypatch.setitem(data._ARCHIVES, "cifar10", (server.url, md5, "cifar-10-batches-py"))
+    monkeypatch.setitem(download._ARCHIVES, "cifar10", (server.url, md5, "cifar-10-batches-py"))
     told = []
     first = data.load("cifar10", None, progress=lambda *state: told.append(state))
     assert first.checksum == data.load("cifar10", None).checksum

@@ -6,39 +6,25 @@ Files are hostile until shown otherwise: nothing in one is ever executed, and al
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import http.client
-import io
 import math
 import os
-import pickle
-import pickletools
 import re
-import shutil
 import struct
-import tarfile
-import tempfile
-import time
 import tokenize
-import urllib.error
-import urllib.request
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from budgetnet.config import DatasetName
-from budgetnet.errors import ConfigError, DataError
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that have arrived and the bytes there are, None where the server does not say."""
+from budgetnet.download import Progress, download, md5_of
+from budgetnet.errors import ConfigError, DataError, reason
+from budgetnet.pickles import unpickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -196,18 +182,6 @@ _LAYOUTS = (
         },
     ),
 )
-_ARCHIVES = {
-    "cifar10": (
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
-        "cifar-10-batches-py",
-    ),
-    "cifar100": (
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        "eb9058c3a382ffc7106e4002c42a8d85",
-        "cifar-100-python",
-    ),
-}
 
 
 def default_folder() -> Path:
@@ -322,7 +296,7 @@ def _children(folder: Path) -> list[Path]:
     try:
         return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: _natural(p.name))
     except OSError as error:
-        raise DataError(f"{folder}: {_reason(error)}, expected a folder that can be read: check --data") from error
+        raise DataError(f"{folder}: {reason(error)}, expected a folder that can be read: check --data") from error
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -337,10 +311,6 @@ def _listing(folder: Path) -> str:
         return "a file"
     names = [child.name for child in _children(folder)]
     return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")) or "an empty folder"
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
 
 
 def _checksum(*parts: Images) -> str:
@@ -526,7 +496,7 @@ def read_images(path: Path, image_size: int = _SIDE) -> Images:
         if image_size != _SIDE:
             raise DataError(f"{path}: found images of 32x32 pixels, expected {image_size}x{image_size}")
         return _read_binary(path)
-    return _read_pickled(path, _unpickle(path), image_size)
+    return _read_pickled(path, unpickle(path, _read_bytes(path)), image_size)
 
 
 def _read_folder(folder: Path, image_size: int) -> Images:
@@ -649,7 +619,7 @@ def _read_meta(layout: _Layout, path: Path) -> tuple[tuple[str, ...], int | None
     if layout.binary:
         names = [line.strip() for line in _read_bytes(path).split(b"\n") if line.strip()]
     else:
-        content = _unpickle(path)
+        content = unpickle(path, _read_bytes(path))
         names = content.get(layout.names.encode(), content.get(layout.names))
         per_file = content.get(b"num_cases_per_batch", content.get("num_cases_per_batch"))
     if not isinstance(names, list) or len(names) != layout.classes:
@@ -667,7 +637,7 @@ def _read_meta(layout: _Layout, path: Path) -> tuple[tuple[str, ...], int | None
 def _read_batch(layout: _Layout, path: Path) -> Images:
     if layout.binary:
         return _read_binary(path)
-    content = _unpickle(path)
+    content = unpickle(path, _read_bytes(path))
     part = _read_pickled(path, content, _SIDE)
     labels = content.get(layout.labels.encode(), content.get(layout.labels))
     if labels is None:
@@ -741,176 +711,14 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: {_reason(error)}, expected a file that can be read") from error
+        raise DataError(f"{path}: {reason(error)}, expected a file that can be read") from error
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {_reason(error)}, expected a file that can be read") from error
-
-
-# Pickles. NumPy's constructors are admitted by name only: stand-ins that can hold numbers and nothing else answer to
-# the names, so that no code but ours handles what a file says.
-
-
-class _Dtype:
-    """Stands in for numpy.dtype: numbers and fixed strings, no objects, no records."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, spec: Any, align: Any = False, copy: Any = False) -> None:
-        text = spec.decode("latin1") if isinstance(spec, bytes) else spec
-        if not isinstance(text, str) or not re.fullmatch("[<>|=]?([biuf][1248]|[SU][1-9][0-9]{0,5})", text):
-            raise DataError("an array of other than numbers")
-        self.dtype = np.dtype(text)
-
-    def __setstate__(self, state: Any) -> None:
-        _version, order, *structure = state[:5]
-        orders: dict[Any, Literal["<", ">", "|", "="]] = {"<": "<", ">": ">", "|": "|", "=": "="}
-        order = order.decode("latin1") if isinstance(order, bytes) else order
-        if order not in orders or any(part is not None for part in structure):
-            raise DataError("an array of other than numbers")
-        self.dtype = self.dtype.newbyteorder(orders[order])
-
-
-class _Array:
-    """Stands in for numpy.ndarray; `value` is the array, once its state has been read."""
-
-    __slots__ = ("value",)
-    value: np.ndarray[Any, Any]
-
-    def __setstate__(self, state: Any) -> None:
-        _version, shape, dtype, fortran, raw = state
-        self.fill(raw, dtype, shape, "F" if fortran else "C")
-
-    def fill(self, raw: Any, dtype: Any, shape: Any, order: Any) -> None:
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray) or order not in ("C", "F"):
-            raise DataError("an array of other than numbers")
-        if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(size) is int and size >= 0 for size in shape):
-            raise DataError("an array of impossible shape")
-        if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-            raise DataError(f"an array whose shape does not fit its {len(raw):,} bytes")
-        self.value = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
-
-
-def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
-    if kind is not _Array:
-        raise DataError("an array of another kind")
-    return _Array()
-
-
-def _frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> _Array:
-    if axis_order is not None:
-        raise DataError("an array in another order than C or Fortran")
-    array = _Array()
-    array.fill(raw, dtype, shape, order)
-    return array
-
-
-def _scalar(dtype: Any, raw: Any) -> Any:
-    array = _Array()
-    array.fill(raw, dtype, (), "C")
-    if array.value.dtype.kind in "SU":
-        raise DataError("a scalar that is no number")
-    return array.value.item()
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    **{(builtins, "bytes"): _no_bytes for builtins in ("builtins", "__builtin__")},
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
-}
-_OPCODES = re.compile(
-    "PROTO|FRAME|STOP|MARK|POP|NONE|NEWTRUE|NEWFALSE|INT|LONG[14]?|BININT[12]?|(BIN)?FLOAT|(SHORT_)?BINSTRING|"
-    "(SHORT_)?BINBYTES8?|BYTEARRAY8|UNICODE|(SHORT_)?BINUNICODE8?|(EMPTY_)?(LIST|DICT|TUPLE)|TUPLE[123]|APPENDS?|"
-    "SETITEMS?|EMPTY_SET|ADDITEMS|FROZENSET|(LONG_)?(BIN)?(GET|PUT)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|BUILD"
-)
-_MAX_TUPLES = 30_000
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, raw: bytes):
-        super().__init__(io.BytesIO(raw), encoding="bytes")
-        self._unencoded = len(raw)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            found: Any = self._encode
-        elif (module, name) in _ADMITTED:
-            found = _ADMITTED[module, name]
-        else:
-            raise DataError(f"a call of {f'{module}.{name}'[:100]!a}")
-        # A function of its own for each use: BUILD can set attributes of one, which must not outlive the file.
-        return found if found is _Array else lambda *arguments: found(*arguments)
-
-    def _encode(self, text: Any, encoding: Any) -> bytes:
-        """How protocols 0 to 2 write bytes."""
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
-            raise DataError("text in another encoding than latin1")
-        self._unencoded -= len(text)
-        if self._unencoded < 0:  # the same text again and again would fill the memory
-            raise DataError("more bytes than the file has")
-        return text.encode("latin1")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise DataError("a reference to another file")
-
-
-def _check_opcodes(raw: bytes) -> None:
-    """Refuse what the C unpickler would run out of memory or stack on, and what no array needs, before it sees it."""
-    tuples = 0
-    for position, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
-        if not _OPCODES.fullmatch(opcode.name):
-            raise DataError(f"the opcode {opcode.name}")
-        if "PUT" in opcode.name and isinstance(argument, int) and argument > position:
-            raise DataError("a memo of impossible size")  # which would be allocated whole
-        tuples += "TUPLE" in opcode.name
-        if tuples > _MAX_TUPLES:
-            raise DataError(f"more than {_MAX_TUPLES:,} tuples")  # which, nested in a key, would overflow the stack
-
-
-def _unpickle(path: Path) -> dict[Any, Any]:
-    """Read a pickled dict of plain values and NumPy arrays of numbers; whatever else a pickle can say is refused."""
-    raw = _read_bytes(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged bytes can look like a string with an odd escape
-            _check_opcodes(raw)
-        content = _Unpickler(raw).load()
-        if not isinstance(content, dict):
-            raise DataError(f"a {type(content).__name__.lstrip('_').lower()} instead of a dict")
-        return {key: value.value if isinstance(value, _Array) else value for key, value in content.items()}
-    except DataError as error:
-        raise DataError(
-            f"{path}: found {error} in the pickle, expected a dict of NumPy arrays and plain values: refused, and "
-            "nothing in it was run"
-        ) from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,  # UnicodeDecodeError is one
-        TypeError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-        struct.error,
-    ) as error:
-        raise DataError(
-            f"{path}: found {len(raw):,} bytes that are no whole pickle, expected a dict of NumPy arrays: the file is "
-            "damaged or something else"
-        ) from error
+        raise DataError(f"{path}: {reason(error)}, expected a file that can be read") from error
 
 
 # Verification
@@ -982,7 +790,7 @@ def _verify_layout(layout: _Layout, folder: Path) -> Verification:
     ]
     if not layout.md5:
         return Verification(layout.kind, tuple(lines), len(train) + len(test), None)
-    other = [file for file in layout.files if _md5(folder / file) != layout.md5[file]]
+    other = [file for file in layout.files if md5_of(folder / file) != layout.md5[file]]
     if other:
         lines.append(
             f"{folder.name}: not the official files: {len(other)} of {len(layout.files)} differ in MD5 "
@@ -1004,7 +812,7 @@ def _verify_file(path: Path) -> Verification:
         else:
             continue
         if expected := layout.md5.get(path.name):
-            official = _md5(path) == expected
+            official = md5_of(path) == expected
         break
     else:
         images = read_images(path)
@@ -1019,148 +827,3 @@ def _verify_file(path: Path) -> Verification:
     if official is not None:
         line += ", the official file" if official else ", not the official file (its MD5 differs)"
     return Verification(kind, (line,), count, official)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-# Download
-
-
-class _DroppedError(Exception):
-    """A transfer that broke off, and may be tried again."""
-
-
-def download(
-    name: Literal["cifar10", "cifar100"],
-    folder: Path,
-    *,
-    url: str | None = None,
-    md5: str | None = None,
-    progress: Progress | None = None,
-    attempts: int = 5,
-    pause: float = 2.0,
-) -> Path:
-    """Fetch and unpack an official archive, unless it is there already.
-
-    What has arrived is kept in a .part file, and a later call goes on from there. The data set's folder appears in one
-    step, when the archive's MD5 has been verified and all of it is unpacked.
-
-    Args:
-        name: which data set.
-        folder: where its folder shall be; made if need be.
-        url: another place to fetch the archive from.
-        md5: checksum of the archive, for another archive than the official one.
-        progress: told how it goes, also once at the start.
-        attempts: times in a row that may bring nothing new before it gives up.
-        pause: seconds between attempts.
-
-    Returns:
-        The data set's folder.
-
-    Raises:
-        DataError: the server cannot be reached or has no such file, the archive is not the expected one, or the folder
-            cannot be written.
-    """
-    official_url, official_md5, inside = _ARCHIVES[name]
-    url, md5 = url or official_url, md5 or official_md5
-    target = folder / inside
-    if target.is_dir():
-        return target
-    part = folder / f"{name}.tar.gz.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not part.exists() or _md5(part) != md5:
-            _fetch(url, part, progress, attempts, pause)
-            found = _md5(part)
-            if found != md5:
-                part.unlink()
-                raise DataError(f"{url}: found an archive with MD5 {found}, expected {md5}: it was deleted, try again")
-        _unpack(part, folder, inside)
-        part.unlink()
-    except OSError as error:
-        raise DataError(
-            f"{folder}: {_reason(error)} while downloading {name}: name a folder that can be written"
-        ) from error
-    return target
-
-
-def _fetch(url: str, part: Path, progress: Progress | None, attempts: int, pause: float) -> None:
-    best = part.stat().st_size if part.exists() else 0
-    failures = 0
-    while True:
-        try:
-            return _fetch_once(url, part, progress)
-        except _DroppedError as error:
-            size = part.stat().st_size if part.exists() else 0
-            failures = 0 if size > best else failures + 1
-            best = max(best, size)
-            if failures >= attempts:
-                raise DataError(
-                    f"{url}: {error}, {attempts} times in a row; {size:,} bytes are kept in {part} and the next "
-                    "download goes on from there: check the network"
-                ) from error
-        time.sleep(pause)
-
-
-def _fetch_once(url: str, part: Path, progress: Progress | None) -> None:
-    """Append what is missing to `part`, or start it over where the server cannot go on."""
-    start = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "budgetnet"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:  # longer than the archive, so not a part of it
-            part.unlink()
-        elif error.code < 500 and error.code not in (408, 429):
-            raise DataError(f"{url}: the server answers {error.code} {error.reason}, expected the archive") from error
-        raise _DroppedError(f"the server answers {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _DroppedError(f"no answer ({getattr(error, 'reason', error)})") from error
-    except ValueError as error:
-        raise DataError(f"{url}: found no URL, expected https://...") from error
-    with response:
-        resumed = getattr(response, "status", None) == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.unlink(missing_ok=True)
-            raise _DroppedError("the server sends another range than was asked for")
-        done = start if resumed else 0
-        length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdecimal() else None
-        if progress:
-            progress(done, total)
-        with part.open("ab" if resumed else "wb") as file:
-            while True:
-                try:
-                    chunk = response.read(1 << 18)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _DroppedError(f"the connection broke after {done:,} bytes") from error
-                if not chunk:
-                    break
-                file.write(chunk)
-                done += len(chunk)
-                if progress:
-                    progress(done, total)
-    if total is not None and done < total:
-        raise _DroppedError(f"the connection broke after {done:,} of {total:,} bytes")
-
-
-def _unpack(archive: Path, folder: Path, inside: str) -> None:
-    """Unpack `inside/` of a tar archive beside its place, then move it there in one step."""
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder))
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(temporary, filter="data")
-        found = ", ".join(sorted(path.name for path in temporary.iterdir())) or "nothing"
-        if (temporary / inside).is_dir():
-            os.replace(temporary / inside, folder / inside)
-            return
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        found = f"no sound tar.gz ({error})"
-    finally:
-        shutil.rmtree(temporary)
-    archive.unlink()
-    raise DataError(f"{archive}: found {found}, expected an archive of {inside}/: it was deleted")

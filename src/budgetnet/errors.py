@@ -27,3 +27,8 @@ class CheckpointError(BudgetnetError):
 
 class TrainingError(BudgetnetError):
     """A training cannot go on: the loss is not finite, or the run folder cannot be written."""
+
+
+def reason(error: OSError) -> str:
+    """What the operating system says is wrong, as part of a sentence."""
+    return (error.strerror or str(error) or type(error).__name__).lower()

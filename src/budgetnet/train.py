@@ -173,20 +173,24 @@ def train(
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download)
-    data.split(_labels(dataset.train), config.val_size, config.split_seed)  # refuse what does not fit before writing
+    train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{run} cannot be made: {error.strerror}; choose another --output") from error
     atomic_write(run / "config.yaml", to_yaml(config).encode())
 
-    network = models.build(config.model, classes, config.image_size)
-    tags = _tags(config, dataset, network, device)
+    training = Training(config, dataset, train_indices, device)
+    if resume:
+        training.load(run / "last.ckpt", dataset.checksum)
+    metrics = Metrics(run / "metrics.csv")
+    metrics.truncate(training.at.epoch)
+    tags = _tags(config, dataset, training.network, device)
     progress.begin(config, dataset, run, tags)
     tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
     tracker.start(name, asdict(config), tags)
     try:
-        training = _fit(config, dataset, run, device, progress, tracker, resume, stop)
+        _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
         summary = _test(config, dataset, run, name, training.at, device, tags)
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
@@ -204,15 +208,19 @@ def train(
 def _fit(
     config: Config,
     dataset: Dataset,
+    split: tuple[Tensor, Tensor],
     run: Path,
-    device: torch.device,
-    progress: Progress,
+    training: Training,
+    metrics: Metrics,
     tracker: Tracker,
-    resume: bool,
+    progress: Progress,
     stop: Callable[[], bool],
-) -> Training:
-    """The training loop. Writes metrics.csv, last.ckpt and best.safetensors."""
-    train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
+) -> None:
+    """The training loop: from where `training` stands to the last epoch. Writes last.ckpt and best.safetensors."""
+    network, optimizer, scaler, at = training.network, training.optimizer, training.scaler, training.at
+    forward = torch.compile(network) if config.compile else network
+    device = next(network.parameters()).device
+    train_indices, val_indices = split
     images, labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
     val_images, val_labels = images[val_indices.to(device)], _labels(dataset.train)[val_indices]
     augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
@@ -220,14 +228,6 @@ def _fit(
     precision = PRECISIONS[config.precision]
     steps = len(data.batches(train_indices, config.batch_size))
     patience = config.patience if config.val_size else None
-    metrics = Metrics(run / "metrics.csv")
-
-    training = Training(config, dataset, train_indices, device)
-    if resume:
-        training.load(run / "last.ckpt", dataset.checksum)
-    network, optimizer, scaler, at = training.network, training.optimizer, training.scaler, training.at
-    forward = torch.compile(network) if config.compile else network
-    metrics.truncate(at.epoch)
     clock = time.monotonic() - at.seconds
     saved = at.seconds
 
@@ -306,7 +306,6 @@ def _fit(
         progress.epoch(row, better)
         if stop():
             raise Interrupted
-    return training
 
 
 def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: Position) -> None:
