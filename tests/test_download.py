@@ -1,4 +1,4 @@
-"""The specification of budgetnet.data.download, against a real server that misbehaves."""
+"""The specification of budgetnet.download, against a real server that misbehaves."""
 
 import contextlib
 import hashlib
@@ -86,7 +86,7 @@ def server(archive, monkeypatch):
 
 def get(server, folder, md5=None, **options):
     md5 = md5 or hashlib.md5(server.body).hexdigest()
-    return data.download("cifar10", folder, url=server.url, md5=md5, pause=0.0, **options)
+    return download.download("cifar10", folder, url=server.url, md5=md5, pause=0.0, **options)
 
 
 def names(folder):
@@ -186,7 +186,7 @@ def test_a_server_that_cannot_be_reached_is_given_up_on(server, tmp_path):
 
 
 def test_what_is_no_url_is_refused(tmp_path):
-    refused(lambda: data.download("cifar10", tmp_path, url="archive"), "archive", "https://")
+    refused(lambda: download.download("cifar10", tmp_path, url="archive"), "archive", "https://")
 
 
 def test_an_archive_that_is_no_archive_or_another_one_leaves_nothing(server, tmp_path):

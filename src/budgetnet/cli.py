@@ -246,6 +246,7 @@ def _run_training(config: Any, options: Any, run: Path, name: str, progress: Pro
         print(f"saved; to go on: {shlex.join(again)}", file=sys.stderr)
         return 128 + caught[0]
     finally:
+        progress.end()
         for number, handler in before.items():
             signal.signal(number, handler)
     if options.json:
@@ -464,10 +465,11 @@ def _stats(options: Namespace) -> int:
 
 def _download(options: Namespace) -> int:
     from budgetnet import data
+    from budgetnet.download import download
 
     progress = _progress(Namespace(json=False, quiet=False))
     try:
-        folder = data.download(options.name, options.data or data.default_folder(), progress=progress.download)
+        folder = download(options.name, options.data or data.default_folder(), progress=progress.download)
     finally:
         progress.end()
     print(folder)

@@ -113,7 +113,6 @@ class LiveProgress(PlainProgress):
         self.text = Text
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.shown = 0.0
-        self.recent: list[tuple[float, int]] = []
 
     def step(self, at: Position, steps: int, lr: float) -> None:
         """Redraw the line, at most ten times a second."""
@@ -125,9 +124,8 @@ class LiveProgress(PlainProgress):
         speed = at.images / max(at.epoch_seconds, 1e-9)
         done = at.epoch * steps + at.step
         left = (self.epochs * steps - done) * at.seconds / done
-        filled = round(12 * at.step / steps)
         line = (
-            f"epoch {at.epoch + 1}/{self.epochs} {'━' * filled}{'╌' * (12 - filled)} step {at.step}/{steps}  "
+            f"epoch {at.epoch + 1}/{self.epochs} {_bar(at.step / steps, 12)} step {at.step}/{steps}  "
             f"loss {at.loss_sum / at.images:.3f}  acc {at.correct / at.images:.1%}  lr {lr:.3g}  "
             f"{speed:,.0f} img/s  {duration(left)} left"
         )
@@ -148,10 +146,22 @@ class LiveProgress(PlainProgress):
         super().warn(text)
 
     def download(self, done: int, total: int | None) -> None:
-        """Redraw a bar of the download."""
-        share = f" of {total / 1e6:.0f} MB ({done / total:.0%})" if total else " MB"
+        """Redraw a bar of the download, at most ten times a second."""
+        now = time.monotonic()
+        if now - self.shown < 0.1 and done != total:
+            return
+        self.shown = now
         self.live.start()
-        self.live.update(self.text(f"downloading {done / 1e6:.0f}{share}"), refresh=True)
+        bar = f"{_bar(done / total, 30)} " if total else ""
+        whole = f" of {total / 1e6:.0f}" if total else ""
+        self.live.update(self.text(f"downloading {bar}{done / 1e6:.0f}{whole} MB", no_wrap=True), refresh=True)
+        if done == total:
+            self.live.stop()
+
+
+def _bar(share: float, width: int) -> str:
+    filled = round(width * share)
+    return "━" * filled + "╌" * (width - filled)
 
 
 def duration(seconds: float) -> str:
