@@ -1,30 +1,26 @@
-"""Images per second of augmentation chains on the CPU: `python benchmarks/augment.py [--threads N] [--repetitions N]`.
+"""Images per second of augmentation chains on the CPU.
+
+    python benchmarks/augment.py [--threads N] [--repetitions N] [--record FILE]
+
 
 Chains are timed in turn, round after round, so that whatever else the machine does falls on all of them alike; the
 last column is the median time as a multiple of that of normalisation alone in the same rounds.
 """
 
 import argparse
+import json
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
 from budgetnet.augment import Augment
-from budgetnet.config import AugmentConfig
+from budgetnet.config import AugmentConfig, load
+from budgetnet.train import hardware
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-REFERENCE = AugmentConfig(
-    crop_padding=4,
-    flip="random",
-    rotation=10,
-    brightness=0.2,
-    contrast=0.2,
-    saturation=0.2,
-    hue=0.1,
-    erase_p=0.5,
-    erase_value=(0.042, 0.090, 0.268),
-)
+REFERENCE = load(Path(__file__).parent.parent / "recipes" / "reference.yaml").augment
 CHAINS = {
     "normalize": AugmentConfig(),
     "crop, flip, normalize": AugmentConfig(crop_padding=4, flip="random"),
@@ -40,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures as JSON, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     chains = {name: Augment(config, MEAN, STD, seed=0) for name, config in CHAINS.items()}
@@ -47,6 +44,7 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, {options.threads} threads, {options.repetitions} repetitions, 3x32x32 images")
     print(f"{'chain':42} {'batch':>5} {'min/s':>10} {'median/s':>10} {'max/s':>10} {'time':>6}")
+    rows = []
     for batch in (128, 512):
         images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, generator=rng)
         indices = torch.arange(batch)
@@ -60,8 +58,14 @@ def main() -> None:
         alone = statistics.median(seconds["normalize"])
         for name, taken in seconds.items():
             median = statistics.median(taken)
-            rates = [f"{batch / value:10,.0f}" for value in (max(taken), median, min(taken))]
-            print(f"{name:42} {batch:5} {' '.join(rates)} {median / alone:5.1f}x")
+            rates = [batch / value for value in (max(taken), median, min(taken))]
+            print(f"{name:42} {batch:5} {' '.join(f'{rate:10,.0f}' for rate in rates)} {median / alone:5.1f}x")
+            row = {"chain": name, "batch": batch, "relative_time": median / alone}
+            rows.append(row | dict(zip(("min", "median", "max"), rates, strict=True)))
+    if options.record:
+        about = {"unit": "images/s", "repetitions": options.repetitions, "torch": torch.__version__}
+        record = about | {"hardware": hardware(torch.device("cpu")), "rows": rows}
+        options.record.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def budgetnet(*arguments: str, cwd: Path, code: int = 0, **options) -> subproces
     return done
 
 
+def python(program: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120)
+
+
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -142,6 +147,38 @@ def test_inspect_shows_a_network_a_recipe_and_a_run_and_draws_them(home, capsys,
     assert main(["inspect", "run", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert shown["provenance"]["epoch"] >= 1
+
+
+def test_pictures_in_folders_are_trained_on_tested_and_predicted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits = data.load("digits", None)
+    for part, images, count in (("train", digits.train, 120), ("test", digits.test, 30)):
+        for i in range(count):
+            folder = tmp_path / "photos" / part / f"digit {int(images.labels[i]) % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).resize((20 + i % 7, 30))
+            picture.save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
+    options = ["--dataset", "folder", "--data", "photos", "--image-size", "16", "--val-size", "20", "--no-track"]
+    assert main(["train", SMOKE, *options, "--output", "run"]) == 0
+    assert main(["evaluate", "run", "--data", "photos", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 30
+    assert main(["predict", "run", "photos/test/digit 1", "--output", "out.csv", "--probabilities"]) == 0
+    with open(tmp_path / "out.probabilities.csv", newline="") as file:
+        assert next(csv.DictReader(file)).keys() == {"ID", "File", "digit 0", "digit 1", "digit 2"}
+
+
+def test_track_sends_what_was_not_tracked_and_sends_it_once(home):
+    budgetnet("train", SMOKE, "--no-track", "--epochs", "1", "--experiment", "later", "--output", "later", cwd=home)
+    first = budgetnet("track", "later", cwd=home).stdout
+    assert budgetnet("track", "later", cwd=home).stdout == first
+    program = (
+        "import mlflow\n"
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "runs = mlflow.search_runs(experiment_names=['later'], output_format='list')\n"
+        "history = mlflow.MlflowClient().get_metric_history(runs[0].info.run_id, 'val_accuracy')\n"
+        "print(len(runs), runs[0].info.run_id, len(history))\n"
+    )
+    assert python(program, cwd=home).stdout.splitlines()[-1] == f"1 {first.strip()} 1"
 
 
 def test_models_lists_the_registry_and_what_fits(capsys):

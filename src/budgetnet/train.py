@@ -363,7 +363,7 @@ def _test(
         "budget": config.budget,
         "tags": dict(tags),
         "versions": _versions(),
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
     }
 
 
@@ -457,7 +457,8 @@ def _versions() -> dict[str, str]:
     return {"budgetnet": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def _hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device, processor, cores and threads that figures were measured on."""
     found: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
     found["cpu"] = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
