@@ -2,7 +2,6 @@
 
     python benchmarks/augment.py [--threads N] [--repetitions N] [--record FILE]
 
-
 Chains are timed in turn, round after round, so that whatever else the machine does falls on all of them alike; the
 last column is the median time as a multiple of that of normalisation alone in the same rounds.
 """

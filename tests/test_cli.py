@@ -76,9 +76,7 @@ def test_the_mlflow_record_of_a_run_is_complete(home, monkeypatch):
         "names = [a.path for a in mlflow.MlflowClient().list_artifacts(run.info.run_id)]\n"
         "print(json.dumps([run.data.params['optimizer.lr'], run.info.status, run.data.tags['parameters'], names]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=120
-    )
+    done = python(program)
     lr, status, parameters, names = json.loads(done.stdout.splitlines()[-1])
     assert (lr, status) == ("0.1", "FINISHED")
     assert int(parameters) == json.loads((home / "run" / "summary.json").read_text())["parameters"]
@@ -238,6 +236,20 @@ def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_sa
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+def test_ctrl_c_while_there_is_nothing_to_save_ends_at_once_and_leaves_nothing(tmp_path):
+    program = (
+        "import signal\n"
+        "from budgetnet import data\n"
+        "from budgetnet.cli import main\n"
+        "data.load = lambda *arguments, **options: signal.raise_signal(signal.SIGINT)\n"
+        f"print(main(['train', {SMOKE!r}, '--no-track', '--output', 'run']))\n"
+    )
+    done = python(program, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "130"
+    assert done.stderr == "budgetnet: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
 def _reference_checkpoint(path: Path, name: str = "resnet_bottleneck", prefix: str = "module.") -> None:
     torch.manual_seed(0)
     weights = models.build(ModelConfig(name=name), 10).state_dict()
@@ -382,9 +394,7 @@ def test_help_and_version_need_no_torch():
     program = (
         "import sys; from budgetnet.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60
-    )
+    done = python(program)
     assert done.stdout.splitlines()[-1] == "False"
 
 

@@ -220,8 +220,10 @@ def _run_training(config: Any, options: Any, run: Path, name: str, progress: Pro
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
         signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
+        if not progress.begun:
+            signal.raise_signal(number)
+        caught.append(number)
         progress.say("stopping after this step")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

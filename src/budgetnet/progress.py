@@ -29,8 +29,12 @@ COLUMNS = (
 class Progress:
     """Silence; warnings go to standard error all the same."""
 
+    begun = False
+    """Whether there is a run to be saved."""
+
     def begin(self, config: Config, dataset: Dataset, run: Path, tags: Mapping[str, str]) -> None:
         """The data is read and the run folder made."""
+        self.begun = True
 
     def step(self, at: Position, steps: int, lr: float) -> None:
         """A step is done."""
@@ -63,6 +67,7 @@ class PlainProgress(Progress):
 
     def begin(self, config: Config, dataset: Dataset, run: Path, tags: Mapping[str, str]) -> None:
         """Say what is trained on what, and where it goes."""
+        super().begin(config, dataset, run, tags)
         self.epochs = config.epochs
         budget = f" (budget {config.budget:,})" if config.budget else ""
         held_out = f"{config.val_size:,} of them to choose by" if config.val_size else "none held out"
