@@ -55,7 +55,7 @@ class Crash(Progress):
 
 
 def run(config: Config, place: Path, **options):
-    return train(config, place, name="test", track=False, **options)
+    return train(config, place, track=False, **options)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -203,12 +203,11 @@ def _train(arguments: list[str]) -> int:
     if options.print_config:
         print(configuration.to_yaml(config), end="")
         return 0
-    name = Path(options.recipe_file).stem if not options.resume or run is None else run.name
-    run = run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return _run_training(config, options, run, name, _progress(options))
+    run = run or Path("runs") / f"{Path(options.recipe_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return _run_training(config, options, run, _progress(options))
 
 
-def _run_training(config: Any, options: Any, run: Path, name: str, progress: Progress) -> int:
+def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> int:
     import torch
 
     from budgetnet.progress import summary_lines
@@ -231,7 +230,6 @@ def _run_training(config: Any, options: Any, run: Path, name: str, progress: Pro
         summary = train(
             config,
             run,
-            name=name,
             folder=Path(options.data) if options.data else None,
             device=device,
             progress=progress,

@@ -127,7 +127,6 @@ def train(
     config: Config,
     run: Path,
     *,
-    name: str,
     folder: Path | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
@@ -139,8 +138,7 @@ def train(
 
     Args:
         config: what to compute.
-        run: the run's folder, made here; with `resume`, that of a run that stopped.
-        name: what the run is called in its records.
+        run: the run's folder, made here; with `resume`, that of a run that stopped. Its name is the run's.
         folder: where the data is; None is `data.default_folder()`.
         device: where to compute; None is the CPU.
         progress: told of every step and epoch; None is silence.
@@ -188,10 +186,10 @@ def train(
     tags = _tags(config, dataset, training.network, device)
     progress.begin(config, dataset, run, tags)
     tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
-    tracker.start(name, asdict(config), tags)
+    tracker.start(run.resolve().name, asdict(config), tags)
     try:
         _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
-        summary = _test(config, dataset, run, name, training.at, device, tags)
+        summary = _test(config, dataset, run, training.at, device, tags)
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
         raise
@@ -331,7 +329,7 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
 
 
 def _test(
-    config: Config, dataset: Dataset, run: Path, name: str, at: Position, device: torch.device, tags: Mapping[str, str]
+    config: Config, dataset: Dataset, run: Path, at: Position, device: torch.device, tags: Mapping[str, str]
 ) -> dict[str, Any]:
     """Test the chosen weights, the one time that the test images are looked at, and sum the run up."""
     best = checkpoint.load_classifier(run)
@@ -354,7 +352,7 @@ def _test(
     if config.val_size:
         final["val_accuracy"] = at.best_accuracy
     return {
-        "name": name,
+        "name": run.resolve().name,
         "final": final | {"best_epoch": at.best_epoch, "epochs": at.epoch, "minutes": at.seconds / 60},
         "chosen_by": "validation accuracy" if config.val_size else "last epoch",
         "tta": config.tta,
