@@ -267,6 +267,62 @@ def test_a_checkpoint_of_the_reference_project_is_inspected_and_predicts(home, c
     assert len((home / "leaky.csv").read_text().splitlines()) == 51
 
 
+def tiny_cifar10(folder: Path, images: int = 4) -> None:
+    """CIFAR-10's layout with a few random images a file."""
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (images, 3072), np.uint8)
+        labels = [int(x) for x in rng.integers(0, 9, images)]
+        (batches / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
+    names = [name.encode() for name in data.CIFAR10_CLASSES]
+    meta = {b"label_names": names, b"num_cases_per_batch": images}
+    (batches / "batches.meta").write_bytes(pickle.dumps(meta))
+
+
+def test_a_checkpoint_of_the_reference_project_is_evaluated(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _reference_checkpoint(tmp_path / "leaky.pth", prefix="")
+    tiny_cifar10(tmp_path / "tiny")
+    assert main(["evaluate", "leaky.pth", "--model", "resnet_bottleneck", "--data", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 4
+    assert main(["evaluate", "leaky.pth", "--model", "resnet_bottleneck", "--data", "tiny", "--split", "val"]) == 1
+    assert "does not say what it was trained on" in capsys.readouterr().err
+
+
+def test_a_class_that_no_image_has_counts_none(tmp_path, capsys):
+    tiny_cifar10(tmp_path / "tiny")
+    assert main(["data", "stats", str(tmp_path / "tiny"), "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["counts"]
+    assert counts["truck"] == 0
+    assert sum(counts.values()) == 20
+
+
+def test_class_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("[small]", ":cat:", "[/x]"):
+            folder = tmp_path / "photos" / part / name.replace("/", "∕")
+            folder.mkdir(parents=True)
+            for i in range(8):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    options = ["--dataset", "folder", "--data", "photos", "--image-size", "16", "--val-size", "6", "--no-track"]
+    assert main(["train", SMOKE, *options, "--epochs", "1", "--output", "run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--data", "photos"]) == 0
+    shown = capsys.readouterr().out
+    assert "[small]" in shown
+    assert ":cat:" in shown
+
+
+def test_inspecting_a_recipe_counts_the_classes_of_its_data(tmp_path, capsys):
+    (tmp_path / "hundred.yaml").write_text("dataset: cifar100\n")
+    assert main(["inspect", str(tmp_path / "hundred.yaml")]) == 0
+    assert "4,986,828" in capsys.readouterr().out
+
+
 class Hostile:
     def __reduce__(self):
         return (os.system, ("touch was_run",))
@@ -291,6 +347,8 @@ def _bad(folder: Path) -> None:
         )
     (batches / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"x"] * 10}))
     (folder / "file").write_text("no folder")
+    (folder / "few.csv").write_text("ID,Labels\n0,1\n1,2\n")
+    tiny_cifar10(folder / "tiny")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +363,10 @@ def _bad(folder: Path) -> None:
         (f"train {SMOKE} --epochs ten", "epochs is 'ten', expected int"),
         (f"train {SMOKE} --epoch 3", "--epoch is not an option (did you mean --epochs?)"),
         (f"train {SMOKE} --device gpu", "device is 'gpu', expected auto, cpu, cuda"),
+        (f"train {SMOKE} --device cpu:", "device is 'cpu:'"),
+        (f"train {SMOKE} --device cuda:99", "which this machine does not have"),
         (f"train {SMOKE} --threads -1", "threads is -1"),
+        (f"train {SMOKE} --output {'x' * 300}", "File name too long"),
         (f"train {SMOKE} --resume", "--resume needs --output"),
         (f"train {SMOKE} --resume --output empty", "nothing to resume"),
         ("train --resume --output nowhere", "nothing to resume"),
@@ -336,7 +397,12 @@ def _bad(folder: Path) -> None:
         ("predict home/run home/digits.npy --output nowhere/out.csv", "nowhere"),
         ("predict home/run home/digits.npy --labels home/labels.csv", "give --output"),
         ("predict home/run home/digits.npy --output out.csv --labels typo.yaml", "typo.yaml"),
+        ("predict home/run home/digits.npy --output out.csv --labels few.csv", "IDs"),
+        (f"predict home/run {'x' * 300}", "File name too long"),
+        ("evaluate home/run --split val --data tiny --dataset cifar10", "airplane"),
         ("inspect resnet81", "resnet81"),
+        ("inspect runs/nowhere", "runs/nowhere is not there"),
+        ("inspect nowhere.safetensors", "nowhere.safetensors is not there"),
         ("inspect garbage.bin", "garbage.bin"),
         ("inspect resnet18 --picture out.bmp", "out.bmp"),
         ("track empty", "empty"),

@@ -59,6 +59,16 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path):
     assert config.clip_norm == 1.0
 
 
+def test_a_section_may_be_a_file_beside_the_recipe(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "sgd.yaml").write_text("lr: 0.7\nmomentum: 0.5\n")
+    path = recipe(tmp_path, "optimizer: shared/sgd.yaml\n")
+    assert configuration.load(path, ["--optimizer.momentum", "0.6"]).optimizer == OptimizerConfig(lr=0.7, momentum=0.6)
+    (tmp_path / "shared" / "sgd.yaml").write_text("momemtum: 0.5\n")
+    with pytest.raises(ConfigError, match="momemtum"):
+        configuration.load(path)
+
+
 def test_an_empty_recipe_is_the_defaults(tmp_path):
     assert configuration.load(recipe(tmp_path, "# nothing yet\n")) == Config()
 
@@ -85,6 +95,12 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("epochs: 2.5", "epochs is '2.5', expected int"),
         ("seed: true", "seed is 'True', expected int"),
         ("optimizer: {name: sdg}", "optimizer.name is 'sdg', expected one of sgd, adam, adamw"),
+        ("optimizer: nowhere.yaml", "optimizer is 'nowhere.yaml', expected options of its own, or a file"),
+        ("epochs: 2024-99-01", "is not YAML"),
+        ("model: {stem: 2}", "model.stem is 2, but enhanced has a stem of its own"),
+        ("schedule: {milestones: [3]}", "schedule.milestones is given, but schedule.name is cosine"),
+        ("optimizer: {betas: [0.5, 0.9]}", "optimizer.betas is given, but optimizer.name is sgd"),
+        ("image_size: 64", "image_size is 64, but cifar10 images are 32x32"),
         ("optimizer: {lr: -1}", "optimizer.lr is -1.0, expected a number above 0"),
         ("optimizer: 3", "optimizer is 3, expected options of its own, such as optimizer.name"),
         ("model: {width: wide}", "model.width is 'wide', expected one of: int, one of auto, null"),

@@ -6,8 +6,10 @@ line says which), 130 and 143 a run that was stopped and can go on.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -17,9 +19,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from budgetnet.errors import BudgetnetError, ConfigError, DataError
+from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,8 @@ class _Parser(ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file and class names may be in no encoding at all
     try:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
@@ -57,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = parsed.run(parsed)
         return code
     except BudgetnetError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"budgetnet: error: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error), arguments)
     except KeyboardInterrupt:
         print("budgetnet: interrupted", file=sys.stderr)
         return 130
@@ -68,6 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has left; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _failed(f"{error.filename}: {error.strerror}", arguments)
+
+
+def _failed(message: str, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print(f"budgetnet: error: {message}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> ArgumentParser:
@@ -106,7 +118,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a listed name, a recipe, or a file of weights")
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--width", type=int, help="width of a network given by name")
-    command.add_argument("--classes", type=int, default=10, help="classes of a network given by name (default 10)")
+    command.add_argument("--classes", type=int, help="classes of a network given by name (default 10)")
     command.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the stages with their shapes")
 
     command = _command(commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False)
@@ -121,7 +133,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
     command = _command(group, "download", _download, "fetch and verify an official archive", json=False, parent="data ")
     command.add_argument("name", choices=("cifar10", "cifar100"), nargs="?", default="cifar10")
-    command.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: the cache folder)")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: $BUDGETNET_DATA, cache)")
     return parser
 
 
@@ -204,7 +216,7 @@ def _train(arguments: list[str]) -> int:
         print(configuration.to_yaml(config), end="")
         return 0
     run = run or Path("runs") / f"{Path(options.recipe_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return _run_training(config, options, run, _progress(options))
+    return _run_training(config, options, run, _progress(options.json or options.quiet, sys.stdout))
 
 
 def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> int:
@@ -238,13 +250,12 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> i
             stop=lambda: bool(caught),
         )
     except Interrupted:
-        again = ["budgetnet", "train", "--resume", "--output", str(run)]
-        again += ["--data", options.data] if options.data else []
-        again += ["--device", options.device] if options.device != "auto" else []
-        again += ["--threads", str(options.threads)] if options.threads else []
-        again += ["--no-track"] if options.no_track else []
-        print(f"saved; to go on: {shlex.join(again)}", file=sys.stderr)
+        print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
         return 128 + caught[0]
+    except KeyboardInterrupt:
+        if (run / "last.ckpt").is_file():
+            print(f"to go on from {run / 'last.ckpt'}: {_resume_command(run, options)}", file=sys.stderr)
+        raise
     finally:
         progress.end()
         for number, handler in before.items():
@@ -256,20 +267,34 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> i
     return 0
 
 
-def _progress(options: Any) -> Progress:
+def _resume_command(run: Path, options: Any) -> str:
+    again = ["budgetnet", "train", "--resume", "--output", str(run)]
+    again += ["--data", options.data] if options.data else []
+    again += ["--device", options.device] if options.device != "auto" else []
+    again += ["--threads", str(options.threads)] if options.threads else []
+    again += ["--no-track"] if options.no_track else []
+    return shlex.join(again)
+
+
+def _progress(silent: bool, out: TextIO) -> Progress:
     from budgetnet import progress
 
-    if options.json or options.quiet:
+    if silent:
         return progress.Progress()
-    return progress.LiveProgress() if sys.stdout.isatty() else progress.PlainProgress()
+    return progress.LiveProgress(out) if out.isatty() else progress.PlainProgress(out)
 
 
 def _evaluate(options: Namespace) -> int:
     from budgetnet import data, evaluate
 
     classifier = _classifier(options)
-    trained = classifier.provenance.get("config", {})
-    dataset = data.load(options.dataset or trained.get("dataset", "cifar10"), options.data, classifier.image_size)
+    trained = _trained_on(options.checkpoint, classifier)
+    progress = _progress(options.json, sys.stderr)
+    try:
+        name = options.dataset or trained.get("dataset", "cifar10")
+        dataset = data.load(name, options.data, classifier.image_size, progress=progress.download)
+    finally:
+        progress.end()
     if dataset.classes != classifier.classes:
         raise DataError(
             f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...), "
@@ -284,6 +309,11 @@ def _evaluate(options: Namespace) -> int:
             raise ConfigError(
                 f"{options.checkpoint} does not say which images it was chosen by: only --split test is known"
             )
+        if dataset.checksum != trained["data_checksum"]:
+            raise DataError(
+                f"{options.checkpoint} was trained on other data (checksum {trained['data_checksum'][:12]}, found "
+                f"{dataset.checksum[:12]}): of these images none are known as its {options.split} split"
+            )
         chosen = data.split(labels, trained["val_size"], trained["split_seed"])[options.split == "val"]
         if not len(chosen):
             raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
@@ -294,8 +324,27 @@ def _evaluate(options: Namespace) -> int:
         about = {"checkpoint": str(options.checkpoint), "dataset": dataset.name, "split": options.split}
         print(json.dumps({**about, "tta": options.tta, **scores.to_dict()}))
     else:
-        _show(evaluate.render(scores, classifier.classes))
+        print(evaluate.render(scores, classifier.classes))
     return 0
+
+
+def _trained_on(checkpoint: Path, classifier: Classifier) -> dict[str, Any]:
+    """What the file says of its training data, or nothing where it does not say."""
+    from typing import get_args
+
+    from budgetnet.config import DatasetName
+
+    found = classifier.provenance.get("config")
+    if found is None:
+        return {}
+    trained = {"data_checksum": classifier.provenance.get("data_checksum")}
+    if isinstance(found, dict):
+        trained |= {key: found.get(key) for key in ("dataset", "val_size", "split_seed")}
+    kinds = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int}
+    wrong = [key for key, kind in kinds.items() if not isinstance(trained.get(key), kind)]
+    if wrong or trained["dataset"] not in get_args(DatasetName):
+        raise CheckpointError(f"{checkpoint} does not say as it should what it was trained on: {wrong or 'dataset'}")
+    return trained
 
 
 def _predict(options: Namespace) -> int:
@@ -306,8 +355,6 @@ def _predict(options: Namespace) -> int:
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
     classifier = _classifier(options)
-    if options.labels:
-        predict.read_submission(options.labels, len(classifier.classes))  # refused before anything is written
     images = data.read_images(options.input, classifier.image_size)
     logits = evaluate.predict_logits(
         classifier.network, images.images, classifier.mean, classifier.std, tta=options.tta
@@ -322,20 +369,23 @@ def _predict(options: Namespace) -> int:
         "tta": options.tta,
     }
     if options.output:
-        predict.write_submission(options.output, ids, labels, len(classifier.classes))
-        result["output"] = str(options.output)
+        # What can be refused comes first, so that a mistake leaves nothing behind.
+        if options.labels:
+            scores = predict.score_predictions(ids, labels, options.labels, len(classifier.classes))
+            result["scores"] = scores.to_dict()
         if options.probabilities:
             beside = options.output.with_suffix(".probabilities.csv")
             predict.write_probabilities(beside, ids, probabilities, classifier.classes, files=images.names)
             result["probabilities"] = str(beside)
-        if options.labels:
-            scores = predict.score_submission(options.output, options.labels, len(classifier.classes))
-            result["scores"] = scores.to_dict()
+        predict.write_submission(options.output, ids, labels, len(classifier.classes))
+        result["output"] = str(options.output)
     else:
         result["predictions"] = [
             {"ID": i, "label": label, "class": classifier.classes[label], "probability": p[label].item()}
             for i, label, p in zip(ids, labels, probabilities, strict=True)
         ]
+        for entry, file in zip(result["predictions"], images.names or (), strict=False):
+            entry["file"] = file
     if options.json:
         print(json.dumps(result))
         return 0
@@ -347,7 +397,7 @@ def _predict(options: Namespace) -> int:
             print(f"{result[key]}: {len(ids):,} rows")
     if options.labels:
         print(f"against {options.labels}:")
-        _show(evaluate.render(scores, classifier.classes))
+        print(evaluate.render(scores, classifier.classes))
     return 0
 
 
@@ -377,7 +427,7 @@ def _models(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> int:
-    from budgetnet import checkpoint, models, report
+    from budgetnet import checkpoint, data, models, report
     from budgetnet import config as configuration
     from budgetnet.config import ModelConfig
 
@@ -385,10 +435,13 @@ def _inspect(options: Namespace) -> int:
     if Path(options.what).suffix in (".yaml", ".yml"):
         recipe = configuration.load(Path(options.what))
         size, title = recipe.image_size, recipe.model.name
-        network = models.build(recipe.model, options.classes, size, recipe.budget)
+        classes = options.classes or data.num_classes(recipe.dataset, None)
+        network = models.build(recipe.model, classes, size, recipe.budget)
     elif options.what in models.names() or not Path(options.what).exists():
+        if "/" in options.what or Path(options.what).suffix:
+            raise CheckpointError(f"{options.what} is not there: give a name that `budgetnet models` lists, or a file")
         config, size = ModelConfig(name=options.what, width=options.width), 32
-        network = models.build(config, options.classes)
+        network = models.build(config, options.classes or 10)
         title = options.what
     else:
         classifier = checkpoint.load_classifier(Path(options.what), options.model)
@@ -451,7 +504,8 @@ def _stats(options: Namespace) -> int:
     path = options.path or data.default_folder()
     images, classes = data.read_training(path)
     found = data.stats(images)
-    counts = dict(zip(classes, found.counts, strict=True)) if found.counts else {}
+    # Labels may end below the last class.
+    counts = {name: found.counts[i] if i < len(found.counts) else 0 for i, name in enumerate(classes)}
     if options.json:
         print(json.dumps({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
         return 0
@@ -467,7 +521,7 @@ def _download(options: Namespace) -> int:
     from budgetnet import data
     from budgetnet.download import download
 
-    progress = _progress(Namespace(json=False, quiet=False))
+    progress = _progress(False, sys.stderr)
     try:
         folder = download(options.name, options.data or data.default_folder(), progress=progress.download)
     finally:
@@ -489,21 +543,16 @@ def _device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    kind, _, index = name.partition(":")
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?", name)
+    kind, index = found.groups() if found else ("", None)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there or (index and (kind != "cuda" or not index.isdigit())):
+    if not found or (index and kind != "cuda"):
         raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda, cuda:N or mps")
     if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
         raise ConfigError(f"device is {name!r}, which this machine does not have: use --device auto")
     return torch.device(name)
-
-
-def _show(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(renderable)
 
 
 def _warn(text: str) -> None:

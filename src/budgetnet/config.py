@@ -83,6 +83,8 @@ class ModelConfig:
         if isinstance(self.width, int):
             _require(self.width >= 1, "model.width", self.width, "1 or more, auto, or null")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
+        if self.stem != 1 and self.name != "residual":
+            raise ConfigError(f"model.stem is {self.stem}, but {self.name} has a stem of its own: leave it out")
         if (self.name == "residual") != bool(self.stages):
             raise ConfigError(
                 f"model.name is {self.name!r} and model.stages {'is' if self.stages else 'is not'} given: "
@@ -163,6 +165,8 @@ class OptimizerConfig:
         _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         _require(self.bias_lr > 0, "optimizer.bias_lr", self.bias_lr, "a number above 0")
+        if self.betas != (0.9, 0.999) and self.name == "sgd":
+            raise ConfigError("optimizer.betas is given, but optimizer.name is sgd, which has momentum: leave it out")
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise ConfigError(
                 f"optimizer.nesterov needs optimizer.name sgd and a momentum, found {self.name} with momentum "
@@ -218,6 +222,8 @@ class ScheduleConfig:
             raise ConfigError(
                 "schedule.name is multistep and schedule.milestones is empty: give the epochs of the drops"
             )
+        if self.milestones and self.name != "multistep":
+            raise ConfigError(f"schedule.milestones is given, but schedule.name is {self.name}: leave one of them out")
         if self.warmup and self.name in ("onecycle", "triangular"):
             raise ConfigError(
                 f"schedule.warmup is {self.warmup:g}, but {self.name} has its own rise: set schedule.peak"
@@ -407,7 +413,7 @@ def _recipe_arguments(path: Path) -> list[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return []
@@ -415,7 +421,7 @@ def _recipe_arguments(path: Path) -> list[str]:
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected the options of a recipe, one a line")
     options = set(_option_names(Config))
     for section, kind in get_type_hints(Config).items():
-        if is_dataclass(kind) and section in content and not isinstance(content[section], dict):
+        if is_dataclass(kind) and section in content and not isinstance(content[section], dict | str):
             example = f"{section}.{fields(kind)[0].name}"
             raise ConfigError(
                 f"{path}: {section} is {content[section]!r}, expected options of its own, such as {example}"
@@ -461,6 +467,9 @@ def _readable(message: str) -> str:
     message = re.sub(r"(?:Parser key|Problem with given class_path) \"([\w.]+)\":?", r"\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
+    unread = re.match(r"([\w.]+): Unable to load config '(.*?)'", message)
+    if unread:
+        return f"{unread[1]} is {unread[2]!r}, expected options of its own, or a file that holds them"
     found = re.fullmatch(r"([\w.]+): Expected an? (.*?)\. Got value: (.*)", message)
     if found:
         return f"{found[1]} is {found[3]!r}, expected {found[2]}"

@@ -28,6 +28,7 @@ from budgetnet.pickles import unpickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+_MOST_CLASSES = 10_000
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
@@ -562,8 +563,8 @@ def _read_image(path: Path, image_size: int) -> np.ndarray[Any, np.dtype[np.uint
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: found no readable image ({reason}), expected PNG, JPEG or the like") from error
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: found no readable image ({why}), expected PNG, JPEG or the like") from error
 
 
 def _read_npy(path: Path) -> np.ndarray[Any, Any]:
@@ -677,9 +678,9 @@ def _read_pickled(path: Path, content: dict[Any, Any], side: int) -> Images:
 
 def _labels(path: Path, values: Any, n: int, classes: int | None) -> Tensor:
     labels = _integers(path, values, n, "labels")
-    wrong = np.flatnonzero((labels < 0) | (labels >= (classes or 2**31)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (classes or _MOST_CLASSES)))
     if len(wrong):
-        expected = f"0 to {classes - 1}" if classes else "0 or more"
+        expected = f"0 to {(classes or _MOST_CLASSES) - 1}"
         raise DataError(f"{path}: found label {labels[wrong[0]]} at image {wrong[0]:,}, expected {expected}")
     return torch.from_numpy(labels)
 

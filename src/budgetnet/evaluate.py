@@ -156,8 +156,7 @@ def _require_finite(logits: Tensor) -> None:
     bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise CheckpointError(
-            f"the logits of {len(bad)} of {len(logits)} images (the first is image {bad[0]}) are not finite, expected "
-            "numbers: the weights are damaged, or fp16 overflowed and fp32 will not"
+            f"the logits of {len(bad)} of {len(logits)} images (the first is image {bad[0]}) are not finite"
         )
 
 

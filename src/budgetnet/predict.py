@@ -153,28 +153,48 @@ def score_submission(submission: Path, labels: Path, num_classes: int | None = N
     Raises:
         DataError: a file is not a submission, or the two have not the same IDs.
     """
-    predicted_of = dict(zip(*read_submission(submission, num_classes), strict=True))
+    return score_predictions(*read_submission(submission, num_classes), labels, num_classes, source=submission)
+
+
+def score_predictions(
+    ids: Sequence[int],
+    predicted: Sequence[int],
+    labels: Path,
+    num_classes: int | None = None,
+    source: object = "the prediction",
+) -> LabelScores:
+    """Score predictions as `score_submission` does those of a file.
+
+    Args:
+        ids: an ID for each prediction.
+        predicted: the predicted labels.
+        labels: the true labels, of the same IDs in any order.
+        num_classes: as in `score_submission`.
+        source: what the predictions are called in messages.
+
+    Raises:
+        DataError: `labels` is no file of labels, or has other IDs.
+    """
+    predicted_of = dict(zip(ids, predicted, strict=True))
     ids, true = read_submission(labels, num_classes)
     missing = [number for number in ids if number not in predicted_of]
     if missing:
         raise DataError(
-            f"{submission} lacks {len(missing)} of the {len(ids)} IDs of {labels} (the first is {missing[0]}), "
+            f"{source} lacks {len(missing)} of the {len(ids)} IDs of {labels} (the first is {missing[0]}), "
             "expected the same IDs in both"
         )
     known = set(ids)
     extra = [number for number in predicted_of if number not in known]
     if extra:
         raise DataError(
-            f"{submission} has {len(extra)} IDs that are not in {labels} (the first is {extra[0]}), expected the same "
+            f"{source} has {len(extra)} IDs that are not in {labels} (the first is {extra[0]}), expected the same "
             "IDs in both"
         )
-    predicted = [predicted_of[number] for number in ids]
-    classes = max(max(predicted), max(true)) + 1 if num_classes is None else num_classes
+    ordered = [predicted_of[number] for number in ids]
+    classes = max(max(ordered), max(true)) + 1 if num_classes is None else num_classes
     if classes > _MOST_CLASSES:
-        raise DataError(
-            f"{submission} and {labels} have labels up to {classes - 1}, expected less than {_MOST_CLASSES}"
-        )
-    return score_labels(torch.tensor(predicted), torch.tensor(true), classes)
+        raise DataError(f"{source} and {labels} have labels up to {classes - 1}, expected less than {_MOST_CLASSES}")
+    return score_labels(torch.tensor(ordered), torch.tensor(true), classes)
 
 
 def _checked_ids(path: Path, ids: Sequence[int], n: int, what: str) -> list[int]:

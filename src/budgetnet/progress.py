@@ -44,6 +44,7 @@ class Progress:
 
     def end(self) -> None:
         """The training is over, well or not."""
+        self.begun = False
 
     def say(self, text: str) -> None:
         """Something worth a line."""
@@ -95,7 +96,7 @@ class PlainProgress(Progress):
 
     def download(self, done: int, total: int | None) -> None:
         """Print a line every tenth of the way."""
-        tenth = (total or 170_000_000) // 10
+        tenth = max(1, (total or 170_000_000) // 10)
         if done // tenth > self.downloaded // tenth:
             self.say(f"downloaded {done / 1e6:.0f} MB" + (f" of {total / 1e6:.0f} MB" if total else ""))
         self.downloaded = done
@@ -108,13 +109,13 @@ class PlainProgress(Progress):
 class LiveProgress(PlainProgress):
     """The rows of `PlainProgress` over a line that follows the steps, for terminals."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, out: TextIO | None = None) -> None:
+        super().__init__(out)
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
-        self.console = Console(highlight=False)
+        self.console = Console(file=self.out, highlight=False)
         self.text = Text
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.shown = 0.0
@@ -138,6 +139,7 @@ class LiveProgress(PlainProgress):
 
     def end(self) -> None:
         """Take the line away."""
+        super().end()
         self.live.stop()
 
     def say(self, text: str) -> None:

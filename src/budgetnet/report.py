@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from budgetnet.errors import BudgetnetError, ConfigError
+from budgetnet.files import replacing
 from budgetnet.models import Row, summarize
 
 if TYPE_CHECKING:
@@ -105,10 +106,9 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
             arrow = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", xy=(x + _GAP, middle), xytext=(x, middle), arrowprops=arrow)
         x += _GAP
-    try:
-        figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    except OSError as error:
-        raise BudgetnetError(f"the picture {path} cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary:
+        kind = path.suffix.lower()[1:]
+        figure.savefig(temporary, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _panels(rows: list[Row]) -> list[_Panel]:

@@ -172,15 +172,19 @@ def train(
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download)
     train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{run} cannot be made: {error.strerror}; choose another --output") from error
-    atomic_write(run / "config.yaml", to_yaml(config).encode())
-
     training = Training(config, dataset, train_indices, device)
     if resume:
         training.load(run / "last.ckpt", dataset.checksum)
+        if config.epochs < training.at.epoch:
+            raise ConfigError(
+                f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give more"
+            )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "summary.json").unlink(missing_ok=True)  # of fewer epochs than are asked for now
+    except OSError as error:
+        raise TrainingError(f"{run} cannot be made: {error.strerror}; choose another --output") from error
+    atomic_write(run / "config.yaml", to_yaml(config).encode())
     metrics = Metrics(run / "metrics.csv")
     metrics.truncate(training.at.epoch)
     tags = _tags(config, dataset, training.network, device)
@@ -188,14 +192,21 @@ def train(
     tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
     tracker.start(run.resolve().name, asdict(config), tags)
     try:
-        _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
+        try:
+            _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
+        finally:
+            progress.end()
         summary = _test(config, dataset, run, training.at, device, tags)
+        atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    except torch.OutOfMemoryError as error:
+        tracker.finish("FAILED", [], None, None, {})
+        raise TrainingError(
+            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size "
+            f"{max(2, config.batch_size // 2)}, or a narrower network"
+        ) from error
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
         raise
-    finally:
-        progress.end()
-    atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     best = checkpoint.load_classifier(run)
     example = normalize(dataset.test.images[:2], dataset.mean, dataset.std).numpy()
@@ -249,7 +260,8 @@ def _fit(
             loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
             value = loss.item()
             if not math.isfinite(value):
-                raise TrainingError(_not_finite(value, config, at, learning_rate(at.step)))
+                where = f"the loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}"
+                raise TrainingError(_diverged(where, config, learning_rate(at.step)))
 
             optimizer.zero_grad()
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -285,9 +297,12 @@ def _fit(
         at.epoch, at.step, at.images, at.loss_sum, at.correct, at.epoch_seconds = at.epoch + 1, 0, 0, 0.0, 0, 0.0
         better = at.epoch == config.epochs
         if config.val_size:
-            val_logits = evaluate.predict_logits(
-                training.candidate, val_images, dataset.mean, dataset.std, precision=precision
-            )
+            try:
+                val_logits = evaluate.predict_logits(
+                    training.candidate, val_images, dataset.mean, dataset.std, precision=precision
+                )
+            except CheckpointError as error:
+                raise TrainingError(_diverged(f"after epoch {at.epoch}, {error}", config, row["lr"])) from error
             scores = evaluate.score(val_logits, val_labels)
             row |= {"val_loss": scores.loss, "val_accuracy": scores.accuracy}
             training.plateau.update(scores.loss)
@@ -396,11 +411,11 @@ def _due(config: Config, step: int, seconds: float) -> bool:
     return by_steps or (config.checkpoint_minutes is not None and seconds >= 60 * config.checkpoint_minutes)
 
 
-def _not_finite(value: float, config: Config, at: Position, rate: float) -> str:
+def _diverged(what: str, config: Config, rate: float) -> str:
     advice = f"a lower --optimizer.lr than {config.optimizer.lr:g}, a longer --schedule.warmup, or --clip-norm 1"
     if config.precision != "fp32":
         advice += f", or --precision fp32 instead of {config.precision}"
-    return f"the loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}, at learning rate {rate:g}: try {advice}"
+    return f"{what}, at learning rate {rate:g}: try {advice}"
 
 
 def _labels(images: data.Images) -> Tensor:
@@ -436,9 +451,11 @@ def _tags(config: Config, dataset: Dataset, network: nn.Module, device: torch.de
 
 
 def _git_commit() -> str:
-    """The commit of this source, with + when files differ from it; unknown outside a checkout."""
+    """The commit of this source, with + when files differ from it; unknown where git does not track this source."""
     here = Path(__file__).parent
     try:
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, check=True, timeout=10)
         commit = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--match=", "--dirty=+", "--exclude=*"],
             capture_output=True,
