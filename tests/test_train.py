@@ -293,7 +293,7 @@ def test_a_finished_run_that_is_trained_on_and_stopped_is_not_finished(tmp_path)
 
 def test_a_run_is_not_resumed_to_fewer_epochs_than_it_has_and_stays_as_it_is(whole):
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
-    with pytest.raises(ConfigError, match="epochs is 2, but .* has trained 3"):
+    with pytest.raises(ConfigError, match=r"epochs is 2, but .* has trained 3"):
         run(replace(TINY, epochs=2), whole, resume=True)
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
