@@ -288,7 +288,7 @@ def test_a_checkpoint_of_the_reference_project_is_evaluated(tmp_path, capsys, mo
     assert main(["evaluate", "leaky.pth", "--model", "resnet_bottleneck", "--data", "tiny", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 4
     assert main(["evaluate", "leaky.pth", "--model", "resnet_bottleneck", "--data", "tiny", "--split", "val"]) == 1
-    assert "does not say what it was trained on" in capsys.readouterr().err
+    assert "does not say which images it was chosen by" in capsys.readouterr().err
 
 
 def test_a_class_that_no_image_has_counts_none(tmp_path, capsys):
@@ -428,7 +428,7 @@ def test_a_users_mistake_gets_one_line_and_exit_code_1_and_leaves_nothing_behind
     assert shown.err.count("\n") == 1
     assert shown.out == ""
     assert (everything(tmp_path), everything(home)) == before
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["empty", "home", "truncated"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["empty", "home", "tiny", "truncated"]
 
 
 def test_debug_shows_where_an_error_came_from(capsys):

@@ -325,6 +325,7 @@ def test_a_checkpoint_is_written_when_enough_minutes_have_passed(tmp_path, monke
     assert at["step"] >= 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own, of torch.jit
 def test_a_compiled_network_trains(tmp_path):
     summary = run(replace(TINY, compile=True, epochs=1, ema=0.0), tmp_path / "run")
     assert 0 < summary["final"]["test_loss"] < 100
