@@ -9,12 +9,13 @@ A record holds what each run says of itself; nothing is typed in by hand.
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from budgetnet import config as configuration
 from budgetnet.files import atomic_write
@@ -65,18 +66,17 @@ def _spread(values: list[float]) -> dict[str, float]:
 def table() -> str:
     """README's table: a row for each record of trainings."""
     lines = [
-        "| recipe | network | parameters | test accuracy | averaged views | minutes | seeds | hardware | record |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | data | network | parameters | test accuracy | averaged views | minutes | seeds | hardware | record |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(HERE.glob("*.json")):
         found = json.loads(path.read_text())
         if "spread" not in found:
             continue
         first, spread = found["runs"][0], found["spread"]
-        model = re.search(r"^  name: (\w+)$", found["config"], re.MULTILINE)
-        assert model is not None
+        config = yaml.safe_load(found["config"])
         lines.append(
-            f"| `{path.stem}` | `{model[1]}` | {first['parameters']:,} | {_percent(spread['test_accuracy'])} | "
+            f"| `{path.stem}` | {config['dataset']} | `{config['model']['name']}` | {first['parameters']:,} | {_percent(spread['test_accuracy'])} | "
             f"{_percent(spread['test_accuracy_tta']) if 'test_accuracy_tta' in spread else ''} | "
             f"{spread['minutes']['mean']:.0f} | {spread['minutes']['n']} | {_hardware(first['hardware'])} | "
             f"[{path.name}](results/{path.name}) |"

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     ("epoch", "epoch", "{:>5.0f}"),
-    ("lr", "lr", "{:>9.3g}"),
+    ("lr", "lr", "{:>8.3g}"),
     ("train loss", "train_loss", "{:>10.4f}"),
     ("train acc", "train_accuracy", "{:>9.2%}"),
-    ("val loss", "val_loss", "{:>8.4f}"),
+    ("val loss", "val_loss", "{:>9.4f}"),
     ("val acc", "val_accuracy", "{:>8.2%}"),
-    ("images/s", "images_per_second", "{:>9,.0f}"),
+    ("images/s", "images_per_second", "{:>8,.0f}"),
     ("time", "seconds", "{}"),
 )
 
