@@ -65,22 +65,38 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def table() -> str:
     """README's table: a row for each record of trainings."""
-    lines = [
-        "| recipe | data | network | parameters | test accuracy | averaged views | minutes | seeds | hardware | record |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    columns = [
+        "recipe",
+        "data",
+        "network",
+        "parameters",
+        "test accuracy",
+        "averaged views",
+        "minutes",
+        "seeds",
+        "hardware",
+        "record",
     ]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for path in sorted(HERE.glob("*.json")):
         found = json.loads(path.read_text())
         if "spread" not in found:
             continue
         first, spread = found["runs"][0], found["spread"]
         config = yaml.safe_load(found["config"])
-        lines.append(
-            f"| `{path.stem}` | {config['dataset']} | `{config['model']['name']}` | {first['parameters']:,} | {_percent(spread['test_accuracy'])} | "
-            f"{_percent(spread['test_accuracy_tta']) if 'test_accuracy_tta' in spread else ''} | "
-            f"{spread['minutes']['mean']:.0f} | {spread['minutes']['n']} | {_hardware(first['hardware'])} | "
-            f"[{path.name}](results/{path.name}) |"
-        )
+        cells = [
+            f"`{path.stem}`",
+            config["dataset"],
+            f"`{config['model']['name']}`",
+            f"{first['parameters']:,}",
+            _percent(spread["test_accuracy"]),
+            _percent(spread["test_accuracy_tta"]) if "test_accuracy_tta" in spread else "",
+            f"{spread['minutes']['mean']:.1f}",
+            str(spread["minutes"]["n"]),
+            _hardware(first["hardware"]),
+            f"[{path.name}](results/{path.name})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,70 @@
+"""Imports follow the flow of the data, and nothing heavy is imported before it is needed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
+ORDER = [
+    "errors",
+    "config",
+    "files",
+    "pickles",
+    "download",
+    "data",
+    "augment",
+    "models",
+    "evaluate",
+    "optim",
+    "checkpoint",
+    "tracking",
+    "progress",
+    "train",
+    "predict",
+    "report",
+    "cli",
+]
+LAZY = {"mlflow", "matplotlib", "sklearn", "PIL", "jsonargparse", "safetensors"}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Each import of a module of ours or of others, and whether it happens when the file is imported."""
+    tree = ast.parse(path.read_text())
+    checked = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in checked or not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{name}" for name in names]
+        found += [(name, node in tree.body) for name in names]
+    return found
+
+
+def room(dotted: str) -> str:
+    """The module or package of ours that a dotted name is in, or nothing."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "budgetnet" and len(parts) > 1 and parts[1] in ORDER else ""
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_imports_only_what_stands_before_it_and_nothing_heavy_at_the_top(path):
+    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if own in ("__init__", "__main__"):
+        return
+    for name, at_import in imports(path):
+        other = room(name)
+        assert not other or other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {name}"
+        assert not at_import or name.split(".")[0] not in LAZY, f"{own} imports {name} at the top"
+
+
+def test_every_module_has_its_place_in_the_order():
+    modules = {path.stem if path.is_file() else path.name for path in SOURCE.iterdir() if path.name[0] != "_"}
+    assert modules - {"py"} == {*ORDER}
