@@ -97,7 +97,21 @@ def table() -> str:
             f"[{path.name}](results/{path.name})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    submissions = [f"- {_submission(path)}" for path in sorted(HERE.glob("*.json"))]
+    return "\n".join([*lines, "", *(line for line in submissions if line != "- ")])
+
+
+def _submission(path: Path) -> str:
+    """What `budgetnet predict --labels --json` found, in a sentence; nothing for a record of trainings."""
+    found = json.loads(path.read_text())
+    if "predictions" in found or "scores" not in found:
+        return ""
+    low, high = found["scores"]["accuracy_interval"]
+    return (
+        f"`{found['checkpoint']}` on `{Path(found['input']).name}`, views {found['tta']}: "
+        f"{found['scores']['accuracy']:.2%} of {found['images']:,} right (95 % interval {low:.2%} to {high:.2%}), "
+        f"[{path.name}](results/{path.name})"
+    )
 
 
 def _percent(spread: dict[str, Any]) -> str:
