@@ -401,6 +401,8 @@ def _bad(folder: Path) -> None:
         (f"predict home/run {'x' * 300}", "File name too long"),
         ("evaluate home/run --split val --data tiny --dataset cifar10", "airplane"),
         ("inspect resnet81", "resnet81"),
+        ("inspect home/run --width 3", "--width is for a network given by name"),
+        ("inspect resnet18 --model resnet18", "--model is for a checkpoint"),
         ("inspect runs/nowhere", "runs/nowhere is not there"),
         ("inspect nowhere.safetensors", "nowhere.safetensors is not there"),
         ("inspect garbage.bin", "garbage.bin"),

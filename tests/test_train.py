@@ -325,6 +325,15 @@ def test_a_checkpoint_is_written_when_enough_minutes_have_passed(tmp_path, monke
     assert at["step"] >= 1
 
 
+def test_a_compiler_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
+    def fails(network):
+        raise torch._dynamo.exc.TorchRuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(TrainingError, match=r"torch\.compile failed \(no C\+\+ compiler.*--compile false$"):
+        run(replace(TINY, compile=True), tmp_path / "run")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own, of torch.jit
 def test_a_compiled_network_trains(tmp_path):
     summary = run(replace(TINY, compile=True, epochs=1, ema=0.0), tmp_path / "run")

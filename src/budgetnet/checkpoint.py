@@ -107,7 +107,7 @@ def save_classifier(path: Path, classifier: Classifier) -> None:
         "image_size": json.dumps(classifier.image_size),
         "provenance": json.dumps(classifier.provenance),
     }
-    atomic_write(path, save(tensors, metadata | {"sha256": _digest(metadata, tensors)}))
+    atomic_write(path, save(tensors, metadata | {"sha256": digest(metadata, tensors)}))
 
 
 def load_classifier(path: Path, model: str | None = None) -> Classifier:
@@ -152,7 +152,7 @@ def _load_model_file(path: Path, content: bytes) -> Classifier:
             f"{path} has format {reprlib.repr(metadata.get('format'))}, expected {MODEL_FORMAT!r}: it is no model "
             "file of this version of budgetnet"
         )
-    if metadata.pop("sha256", None) != _digest(metadata, tensors):
+    if metadata.pop("sha256", None) != digest(metadata, tensors):
         raise CheckpointError(f"{path} is damaged: the checksum over its weights and metadata does not hold")
     return _classifier(path, {key: _parse(path, key, metadata) for key in METADATA}, tensors)
 
@@ -328,14 +328,14 @@ def _load_tensors(path: Path, content: bytes) -> dict[str, Any]:
     return state
 
 
-def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over all that a model file means, however it is laid out."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
+def digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, as hexadecimal digits, over all that a model file means, however it is laid out."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
     for key in sorted(tensors):
-        tensor = tensors[key].contiguous()
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        tensor = tensors[key].detach().cpu().contiguous()
+        found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _one_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a listed name, a recipe, or a file of weights")
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--width", type=int, help="width of a network given by name")
-    command.add_argument("--classes", type=int, help="classes of a network given by name (default 10)")
+    command.add_argument("--classes", type=int, help="classes of a named network (default 10) or a recipe (its data's)")
     command.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the stages with their shapes")
 
     command = _command(commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False)
@@ -432,12 +432,17 @@ def _inspect(options: Namespace) -> int:
     from budgetnet.config import ModelConfig
 
     provenance: dict[str, Any] = {}
+    named = options.what in models.names() or not Path(options.what).exists()
+    if options.width is not None and not named:
+        raise ConfigError(f"--width is for a network given by name, and {options.what} has its own: leave it out")
+    if options.model is not None and named:
+        raise ConfigError(f"--model is for a checkpoint of the reference project, not for {options.what}: leave it out")
     if Path(options.what).suffix in (".yaml", ".yml"):
         recipe = configuration.load(Path(options.what))
         size, title = recipe.image_size, recipe.model.name
         classes = options.classes or data.num_classes(recipe.dataset, None)
         network = models.build(recipe.model, classes, size, recipe.budget)
-    elif options.what in models.names() or not Path(options.what).exists():
+    elif named:
         if "/" in options.what or Path(options.what).suffix:
             raise CheckpointError(f"{options.what} is not there: give a name that `budgetnet models` lists, or a file")
         config, size = ModelConfig(name=options.what, width=options.width), 32

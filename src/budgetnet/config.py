@@ -330,9 +330,8 @@ def add_options(parser: ArgumentParser) -> None:
     """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them."""
     import jsonargparse
 
-    jsonargparse.set_parsing_settings(
-        docstring_parse_attribute_docstrings=True
-    )  # help shows what stands under each field
+    # So that help shows what stands under each field.
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     action = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
     parser.add_argument("--recipe", action=action, help=argparse.SUPPRESS)
     parser.add_class_arguments(Config)

@@ -28,7 +28,8 @@ from budgetnet.pickles import unpickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-_MOST_CLASSES = 10_000
+MOST_CLASSES = 10_000
+"""Labels beyond are taken for damage: what counts them would fill the memory."""
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
@@ -678,9 +679,9 @@ def _read_pickled(path: Path, content: dict[Any, Any], side: int) -> Images:
 
 def _labels(path: Path, values: Any, n: int, classes: int | None) -> Tensor:
     labels = _integers(path, values, n, "labels")
-    wrong = np.flatnonzero((labels < 0) | (labels >= (classes or _MOST_CLASSES)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (classes or MOST_CLASSES)))
     if len(wrong):
-        expected = f"0 to {(classes or _MOST_CLASSES) - 1}"
+        expected = f"0 to {(classes or MOST_CLASSES) - 1}"
         raise DataError(f"{path}: found label {labels[wrong[0]]} at image {wrong[0]:,}, expected {expected}")
     return torch.from_numpy(labels)
 

@@ -82,8 +82,8 @@ def _chunks(images: Tensor, device: torch.device) -> tuple[int, list[tuple[Tenso
     Every forward pass is of one size, the rest padding, because kernels sum in an order that changes with the size. On
     a CPU the place counts too: threads share a batch without regard to where an image ends, and what is left over by
     their vector instructions goes through scalar ones, which round otherwise. There the place is drawn from the pixels
-    themselves, so that an image always stands in the same one, at the price of some more padding (5 % for CIFAR-10's
-    test images). An accelerator runs one kernel for all places, and larger passes suit it.
+    themselves, so that an image always stands in the same one, at the price of some more padding. An
+    accelerator runs one kernel for all places, and larger passes suit it.
 
     Returns:
         The size, and for each pass the indices of its images (m,) and their places (m,) in [0, size).

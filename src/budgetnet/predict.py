@@ -22,9 +22,6 @@ HEADER = ("ID", "Labels")
 # Of at most 18 digits, which fit in 64 bits; int() alone would also take spaces, underscores and other scripts' digits.
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
-# A confusion matrix of more is no use and does not fit in memory; such labels are a mistake.
-_MOST_CLASSES = 10_000
-
 _Value = TypeVar("_Value")
 
 
@@ -142,59 +139,35 @@ def read_submission(path: Path, num_classes: int | None = None) -> tuple[list[in
     return list(labels_of), list(labels_of.values())
 
 
-def score_submission(submission: Path, labels: Path, num_classes: int | None = None) -> LabelScores:
-    """Score a submission against a file of the true labels in the same form; rows are matched by ID.
-
-    Args:
-        submission: the predicted labels.
-        labels: the true labels, of the same IDs in any order.
-        num_classes: classes there are; None takes as many as the highest label in the two files asks for.
-
-    Raises:
-        DataError: a file is not a submission, or the two have not the same IDs.
-    """
-    return score_predictions(*read_submission(submission, num_classes), labels, num_classes, source=submission)
-
-
-def score_predictions(
-    ids: Sequence[int],
-    predicted: Sequence[int],
-    labels: Path,
-    num_classes: int | None = None,
-    source: object = "the prediction",
-) -> LabelScores:
-    """Score predictions as `score_submission` does those of a file.
+def score_predictions(ids: Sequence[int], predicted: Sequence[int], labels: Path, num_classes: int) -> LabelScores:
+    """Score predictions against a file of the true labels, in the form of a submission; they are matched by ID.
 
     Args:
         ids: an ID for each prediction.
-        predicted: the predicted labels.
+        predicted: the predicted labels, in [0, num_classes).
         labels: the true labels, of the same IDs in any order.
-        num_classes: as in `score_submission`.
-        source: what the predictions are called in messages.
+        num_classes: classes there are.
 
     Raises:
-        DataError: `labels` is no file of labels, or has other IDs.
+        DataError: `labels` is no such file, or has other IDs.
     """
     predicted_of = dict(zip(ids, predicted, strict=True))
     ids, true = read_submission(labels, num_classes)
     missing = [number for number in ids if number not in predicted_of]
     if missing:
         raise DataError(
-            f"{source} lacks {len(missing)} of the {len(ids)} IDs of {labels} (the first is {missing[0]}), "
+            f"the prediction lacks {len(missing)} of the {len(ids)} IDs of {labels} (the first is {missing[0]}), "
             "expected the same IDs in both"
         )
     known = set(ids)
     extra = [number for number in predicted_of if number not in known]
     if extra:
         raise DataError(
-            f"{source} has {len(extra)} IDs that are not in {labels} (the first is {extra[0]}), expected the same "
-            "IDs in both"
+            f"the prediction has {len(extra)} IDs that are not in {labels} (the first is {extra[0]}), "
+            "expected the same IDs in both"
         )
     ordered = [predicted_of[number] for number in ids]
-    classes = max(max(ordered), max(true)) + 1 if num_classes is None else num_classes
-    if classes > _MOST_CLASSES:
-        raise DataError(f"{source} and {labels} have labels up to {classes - 1}, expected less than {_MOST_CLASSES}")
-    return score_labels(torch.tensor(ordered), torch.tensor(true), classes)
+    return score_labels(torch.tensor(ordered), torch.tensor(true), num_classes)
 
 
 def _checked_ids(path: Path, ids: Sequence[int], n: int, what: str) -> list[int]:

@@ -36,6 +36,7 @@ import torch
 import yaml
 from torch import nn
 
+from budgetnet.checkpoint import digest
 from budgetnet.errors import BudgetnetError, DataError, TrainingError
 from budgetnet.files import atomic_write
 
@@ -166,8 +167,8 @@ class Tracker:
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Create the MLflow run, or continue the one that RUN/mlflow.json records.
 
-        Takes 1.5 s to import MLflow, and 2 s more where the database is made. A run that continues gets the epochs that
-        RUN/metrics.csv has and it lacks; a parameter that has changed keeps its first value and puts the new one in a
+        Takes seconds: MLflow is imported, and its database made where there is none. A run that continues gets the
+        epochs that RUN/metrics.csv has and it lacks; a parameter that has changed keeps its first value and puts the new one in a
         tag, `resumed.NAME`, as MLflow parameters cannot change.
 
         Args:
@@ -412,7 +413,7 @@ class _Copy:
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        weights = _digest(network)
+        weights = digest({}, network.state_dict())
 
         def drop_unfinished() -> bool:
             found = self._client.search_logged_models([self._experiment_id], f"source_run_id = '{self.run_id}'")
@@ -639,14 +640,6 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, str]:
         else:
             flat[str(name)] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
-
-
-def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_example(network: nn.Module | None, example: np.ndarray[Any, Any] | None) -> None:

@@ -198,14 +198,11 @@ def train(
             progress.end()
         summary = _test(config, dataset, run, training.at, device, tags)
         atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    except torch.OutOfMemoryError as error:
-        tracker.finish("FAILED", [], None, None, {})
-        raise TrainingError(
-            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size "
-            f"{max(2, config.batch_size // 2)}, or a narrower network"
-        ) from error
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
+        advice = _advice(error, config, device)
+        if advice:
+            raise TrainingError(advice) from error
         raise
     files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     best = checkpoint.load_classifier(run)
@@ -416,6 +413,19 @@ def _diverged(what: str, config: Config, rate: float) -> str:
     if config.precision != "fp32":
         advice += f", or --precision fp32 instead of {config.precision}"
     return f"{what}, at learning rate {rate:g}: try {advice}"
+
+
+def _advice(error: BaseException, config: Config, device: torch.device) -> str:
+    """What to try against an error of torch's that an option can mend; nothing for all others."""
+    if isinstance(error, torch.OutOfMemoryError):
+        less = max(2, config.batch_size // 2)
+        return (
+            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size {less}, or a "
+            "narrower network"
+        )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"torch.compile failed ({(str(error).splitlines() or [''])[0]}): leave it out by --compile false"
+    return ""
 
 
 def _labels(images: data.Images) -> Tensor:
