@@ -168,8 +168,8 @@ class Tracker:
         """Create the MLflow run, or continue the one that RUN/mlflow.json records.
 
         Takes seconds: MLflow is imported, and its database made where there is none. A run that continues gets the
-        epochs that RUN/metrics.csv has and it lacks; a parameter that has changed keeps its first value and puts the new one in a
-        tag, `resumed.NAME`, as MLflow parameters cannot change.
+        epochs that RUN/metrics.csv has and it lacks; a parameter that has changed keeps its first value and puts the
+        new one in a tag, `resumed.NAME`, as MLflow parameters cannot change.
 
         Args:
             name: name of the run.
