@@ -27,13 +27,15 @@ from budgetnet.augment import (
     cutout,
     fill_rectangles,
     normalize,
+    progressive_size,
     random_crop,
     random_erase,
     random_flip,
+    resize,
     rotate,
     turn,
 )
-from budgetnet.config import AugmentConfig
+from budgetnet.config import AugmentConfig, ProgressiveConfig
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 REFERENCE = AugmentConfig(
@@ -560,6 +562,29 @@ def test_normalize_equals_the_definition_for_uint8_and_for_floats(n: int, c: int
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 20), (32, 28), (9, 4), (8, 8), (6, 11)])
+def test_resize_equals_pillows_smoothing_of_each_channel(side: int, size: int) -> None:
+    images = normalize(photos(3, h=side, w=side), MEAN, STD)
+    found = resize(images, size)
+    for image, one in zip(images, found, strict=True):
+        for channel, result in zip(image, one, strict=True):
+            expected = Image.fromarray(channel.numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            torch.testing.assert_close(result, torch.from_numpy(np.array(expected)), rtol=1e-4, atol=1e-5)
+
+
+@quickly
+@given(start=st.integers(8, 64), until=st.floats(0.05, 1.0), size=st.integers(8, 64), progress=st.floats(0, 1))
+def test_images_grow_in_steps_of_four_along_a_straight_line_to_their_full_size(
+    start: int, until: float, size: int, progress: float
+) -> None:
+    start = min(start, size)
+    found = progressive_size(ProgressiveConfig(size=start, until=until), progress, size)
+    assert found == size if progress >= until else found % 4 == start % 4 or found == size
+    line = start + (size - start) * min(1.0, progress / until)
+    assert line - 4 < found <= line + 1e-6
+    assert progressive_size(ProgressiveConfig(), progress, size) == size
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from budgetnet import models
+from budgetnet import models, optim
 from budgetnet.config import ModelConfig, OptimizerConfig, ScheduleConfig
-from budgetnet.optim import Plateau, WeightAverage, lr_factor, make_optimizer, parameter_groups, set_learning_rate
+from budgetnet.optim import (
+    Plateau,
+    WeightAverage,
+    lr_factor,
+    make_optimizer,
+    orthogonalize,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -287,24 +295,25 @@ def roles(network):
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             owner, _, kind = name.rpartition(".")
-            norm = isinstance(network.get_submodule(owner), nn.BatchNorm2d)
-            yield parameter, ("norm " if norm else "") + kind
+            module = network.get_submodule(owner)
+            kinds = {nn.BatchNorm2d: "norm ", nn.Linear: "linear "}
+            yield parameter, kinds.get(type(module), "") + kind
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("decay_norms", [True, False])
 def test_every_trainable_parameter_is_updated_once_and_as_its_kind_asks(name, decay_norms):
     network = narrow(name)
-    config = OptimizerConfig(lr=0.5, weight_decay=0.02, decay_norms=decay_norms, bias_lr=64.0)
+    config = OptimizerConfig(lr=0.5, weight_decay=0.02, decay_norms=decay_norms, bias_lr=64.0, head_lr=3.0)
     groups = parameter_groups(network, config)
     group_of = {id(parameter): group for group in groups for parameter in group["params"]}
     expected = list(roles(network))
     assert sum(len(group["params"]) for group in groups) == len(expected) == len(group_of)
     for parameter, kind in expected:
         group = group_of[id(parameter)]
-        assert group["lr_factor"] == (64.0 if kind == "norm bias" else 1.0)
+        assert group["lr_factor"] == {"norm bias": 64.0, "linear weight": 3.0, "linear bias": 3.0}.get(kind, 1.0)
         assert group["lr"] == 0.5 * group["lr_factor"]
-        decayed = decay_norms or kind == "weight"  # of a convolution or a linear layer
+        decayed = decay_norms or kind in ("weight", "linear weight")  # of a convolution or a linear layer
         assert group["lr"] * group["weight_decay"] == pytest.approx(0.5 * 0.02 if decayed else 0.0)
 
 
@@ -389,7 +398,74 @@ def test_an_optimizer_equals_torchs_plain_one(config, plain):
     torch.testing.assert_close(found, trained(theirs, plain(theirs.parameters()), rates), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [config for config, _ in OPTIMIZERS], ids=lambda c: c.name)
+def reference_muon(parameters, rate, momentum, decay, orthogonal, buffers):
+    """A step of Muon, a parameter at a time, the nearest orthogonal matrix by singular values."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if id(parameter) not in orthogonal:
+            gradient = gradient + decay * parameter.data
+        buffer = buffers[id(parameter)] = momentum * buffers.get(id(parameter), 0) + gradient
+        update = gradient + momentum * buffer
+        if id(parameter) in orthogonal:
+            parameter.data *= len(parameter) ** 0.5 / parameter.data.norm()
+            update = nearest_orthogonal(update)
+        parameter.data -= rate * update
+
+
+def nearest_orthogonal(update):
+    u, _, v = torch.linalg.svd(update.flatten(1), full_matrices=False)
+    return (u @ v).view(update.shape)
+
+
+def test_muon_orthogonalises_the_updates_of_convolutions_and_is_nesterovs_momentum_for_the_rest(monkeypatch):
+    monkeypatch.setattr(optim, "orthogonalize", lambda matrix: nearest_orthogonal(matrix))
+    torch.manual_seed(0)
+    ours = Small()
+    theirs = copy.deepcopy(ours)
+    rates = [0.01, 0.02, 0.03, 0.02, 0.01]
+    found = trained(ours, make_optimizer(ours, OptimizerConfig(name="muon", momentum=0.6, weight_decay=0.01)), rates)
+
+    class Reference:
+        def __init__(self):
+            self.param_groups = [{"lr": 0.0}]
+            self.buffers = {}
+
+        def zero_grad(self):
+            theirs.zero_grad()
+
+        def step(self):
+            conv = {id(theirs.conv.weight)}
+            reference_muon(theirs.parameters(), self.param_groups[0]["lr"], 0.6, 0.01, conv, self.buffers)
+
+    torch.testing.assert_close(found, trained(theirs, Reference(), rates), rtol=1e-4, atol=1e-6)
+
+
+@quick
+@given(
+    rows=st.integers(1, 24),
+    columns=st.integers(1, 24),
+    scale=st.floats(1e-6, 1e6),
+    seed=st.integers(0, 2**16),
+)
+def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_towards_1(rows, columns, scale, seed):
+    matrix = scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    found = orthogonalize(matrix)
+    assert found.shape == matrix.shape
+    u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    core = u.T @ found.double() @ v.T
+    torch.testing.assert_close(core, torch.diag(core.diagonal()), rtol=0, atol=2e-3)
+    large = values > 0.05 * values.norm()
+    assert ((core.diagonal()[large] > 0.3) & (core.diagonal()[large] < 1.3)).all()
+    assert (core.diagonal() > -1e-3).all()
+
+
+def test_orthogonalising_nothing_gives_nothing():
+    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(
+    "config", [*(config for config, _ in OPTIMIZERS), OptimizerConfig(name="muon")], ids=lambda c: c.name
+)
 def test_an_optimizer_goes_on_from_its_state_bit_for_bit(config):
     torch.manual_seed(0)
     whole = Small()

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
 ORDER = [
     "errors",
     "config",
+    "devices",
     "files",
     "pickles",
     "download",

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from budgetnet import checkpoint, data, evaluate, models
 from budgetnet import config as configuration
-from budgetnet.config import Config, ModelConfig, ScheduleConfig, StageConfig
+from budgetnet.augment import progressive_size
+from budgetnet.config import Config, ModelConfig, ProgressiveConfig, ScheduleConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, TrainingError
 from budgetnet.progress import Progress
-from budgetnet.train import Interrupted, train
+from budgetnet.train import _LOOK_EVERY, Interrupted, Training, train
+
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 TINY = Config(
     dataset="digits",
@@ -223,6 +227,108 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_says_what_to_try(
     assert "\n" not in str(caught.value)
 
 
+def test_looking_at_the_steps_late_as_on_an_accelerator_changes_nothing(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(_LOOK_EVERY, "cpu", math.inf)
+    run(TINY, tmp_path / "late")
+    assert_same_run(tmp_path / "late", whole)
+    asked = itertools.count(1)
+    with pytest.raises(Interrupted):
+        run(TINY, tmp_path / "run", stop=lambda: next(asked) == STEPS + 3)
+    assert checkpoint.load_state(tmp_path / "run" / "last.ckpt")["position"]["images"] > 0
+    run(TINY, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_loss_that_is_not_finite_and_seen_late_is_named_by_its_step_and_saved_by_none(tmp_path, monkeypatch):
+    config = replace(TINY, ema=0.0, optimizer=configuration.OptimizerConfig(lr=1e30))
+    messages = []
+    for place, wait in (("soon", 0.0), ("late", math.inf)):
+        monkeypatch.setitem(_LOOK_EVERY, "cpu", wait)
+        with pytest.raises(TrainingError) as caught:
+            run(config, tmp_path / place)
+        messages.append(str(caught.value))
+        assert not (tmp_path / place / "last.ckpt").exists()
+    assert messages[0] == messages[1]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation for which the host would wait for an accelerator, or whose result has a size that the
+    values decide."""
+
+    REFUSED = tuple(
+        getattr(torch.ops.aten, name)
+        for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in self.REFUSED, str(func)
+        if func.overloadpacket is torch.ops.aten.index:
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask's number of elements is waited for"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"augment": configuration.load(RECIPES / "reference.yaml").augment},
+        {"augment": configuration.AugmentConfig(crop_padding=2, crop_border="reflect", flip="alternate", cutout=8)},
+        {"model": ModelConfig(name="enhanced", width=8), "optimizer": configuration.OptimizerConfig(nesterov=True)},
+        {"model": ModelConfig(name="whitened_cnn", width=4), "optimizer": configuration.OptimizerConfig(name="muon")},
+        {"progressive": ProgressiveConfig(size=16), "clip_norm": 1.0, "precision": "bf16", "label_smoothing": 0.1},
+    ],
+    ids=["reference augmentation", "other augmentation", "enhanced", "muon", "small images"],
+)
+def test_a_step_never_makes_the_host_wait(choice):
+    config = replace(TINY, **choice)
+    digits = data.load("digits", None)
+    training = Training(config, digits, torch.arange(64), torch.device("cpu"))
+    training.update(training.loss(torch.arange(32), 0, 32)[0], 0.01)  # the first makes the optimizer's buffers
+    with NoWaiting():
+        loss, correct = training.loss(torch.arange(32, 64), 1, progressive_size(config.progressive, 0.1, 32))
+        training.update(loss, 0.01)
+    assert loss.isfinite()
+    assert 0 <= correct <= 32
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        loss.item()
+
+
+def test_images_grow_over_the_run_and_have_their_full_size_at_its_end(tmp_path, monkeypatch):
+    sizes = []
+    whole_loss = Training.loss
+
+    def watched(self, index, seed, size):
+        sizes.append(size)
+        return whole_loss(self, index, seed, size)
+
+    monkeypatch.setattr(Training, "loss", watched)
+    run(replace(TINY, progressive=ProgressiveConfig(size=20, until=0.6)), tmp_path / "run")
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {20, 24, 28, 32}
+    assert sizes.index(32) == math.ceil(0.6 * len(sizes))
+
+
+def test_a_run_on_growing_images_by_muon_resumes_exactly(tmp_path):
+    config = replace(
+        TINY,
+        model=ModelConfig(name="whitened_cnn", width=4),
+        progressive=ProgressiveConfig(size=16, until=0.9),
+        optimizer=configuration.OptimizerConfig(name="muon", lr=0.1, head_lr=7.0, bias_lr=100.0),
+    )
+    run(config, tmp_path / "whole")
+    stopper = Stopper(STEPS + 3)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_first_images_that_the_network_cannot_take_are_refused_before_anything_is_written(tmp_path):
+    config = replace(TINY, model=ModelConfig(name="whitened_cnn", width=4), progressive=ProgressiveConfig(size=8))
+    with pytest.raises(ConfigError, match="expected at least 9"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_budget_is_checked_before_any_data_is_read_or_written(tmp_path):
     config = Config(model=ModelConfig(name="resnet18"))
     with pytest.raises(BudgetError, match=r"11,173,962 .* 6,173,962 over the budget of 5,000,000; .* width"):
@@ -362,7 +468,7 @@ def test_half_precision_is_refused_on_a_cpu(tmp_path):
 
 
 CHOICES = [
-    *({"optimizer": configuration.OptimizerConfig(name=name, lr=0.01)} for name in ("sgd", "adam", "adamw")),
+    *({"optimizer": configuration.OptimizerConfig(name=name, lr=0.01)} for name in ("sgd", "adam", "adamw", "muon")),
     *(
         {"schedule": ScheduleConfig(name=name, milestones=[1.0] if name == "multistep" else [])}
         for name in ("constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from budgetnet.config import AugmentConfig
+from budgetnet.config import AugmentConfig, ProgressiveConfig
 
 Border = Literal["zeros", "reflect"]
 
@@ -385,6 +385,48 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     factor = _per_channel("std", [1 / (largest * s) for s in std], images, torch.float32)
     offset = _per_channel("mean", [-m / s for m, s in zip(mean, std, strict=True)], images, torch.float32)
     return (images.to(torch.float32) * factor).add_(offset)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Shrink or enlarge images, smoothing what would alias.
+
+    Args:
+        images: (n, c, h, w) float; left unchanged.
+        size: side in pixels of the result, 1 or more.
+
+    Returns:
+        (n, c, size, size), dtype and device of `images`; the images themselves where they have that size.
+
+    Raises:
+        ValueError: `size` is not positive, or `images` is no batch.
+    """
+    _, _, h, w = _batch_shape(images)
+    _require(size >= 1, "size", size, "1 pixel or more")
+    if h == w == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def progressive_size(config: ProgressiveConfig, progress: float, size: int) -> int:
+    """The side in pixels of the training images at some point of a run: a pure function, so nothing has to be saved.
+
+    Args:
+        config: where it begins, and when it is over.
+        progress: share of the run that is done, in [0, 1].
+        size: full side of the images.
+
+    Returns:
+        `size` from `config.until` on; before, a straight line from `config.size`, rounded down to whole steps of 4
+        pixels from there, so that few shapes occur.
+
+    Raises:
+        ValueError: `progress` is no share.
+    """
+    _require(0 <= progress <= 1, "progress", progress, "a share in [0, 1]")
+    if config.size is None or progress >= config.until:
+        return size
+    grown = (size - config.size) * progress / config.until
+    return min(size, config.size + int(grown / 4) * 4)
 
 
 class Augment:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -222,12 +221,13 @@ def _train(arguments: list[str]) -> int:
 def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> int:
     import torch
 
+    from budgetnet import devices
     from budgetnet.progress import summary_lines
     from budgetnet.train import Interrupted, train
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = _device(options.device)
+    device = devices.find(options.device)
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -538,26 +538,10 @@ def _download(options: Namespace) -> int:
 def _classifier(options: Namespace) -> Classifier:
     from dataclasses import replace
 
-    from budgetnet import checkpoint
+    from budgetnet import checkpoint, devices
 
     classifier = checkpoint.load_classifier(options.checkpoint, options.model)
-    return replace(classifier, network=classifier.network.to(_device(options.device)))
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(best)
-    found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?", name)
-    kind, index = found.groups() if found else ("", None)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not found or (index and kind != "cuda"):
-        raise ConfigError(f"device is {name!r}, expected auto, cpu, cuda, cuda:N or mps")
-    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
-        raise ConfigError(f"device is {name!r}, which this machine does not have: use --device auto")
-    return torch.device(name)
+    return replace(classifier, network=classifier.network.to(devices.find(options.device)))
 
 
 def _warn(text: str) -> None:

@@ -141,15 +141,15 @@ class AugmentConfig:
 class OptimizerConfig:
     """How gradients become updates."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """SGD with momentum, Adam (Kingma and Ba 2015, arXiv:1412.6980) or AdamW (Loshchilov and Hutter 2019,
-    arXiv:1711.05101)."""
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """SGD with momentum, Adam (Kingma and Ba 2015, arXiv:1412.6980), AdamW (Loshchilov and Hutter 2019,
+    arXiv:1711.05101), or Muon (Jordan et al. 2024): convolutions by orthogonalised updates, the rest by SGD."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and Muon."""
     nesterov: bool = False
-    """Nesterov's momentum, for SGD."""
+    """Nesterov's momentum, for SGD; Muon always has it."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's two averages."""
     weight_decay: float = 5e-4
@@ -158,6 +158,8 @@ class OptimizerConfig:
     """Decay norm weights and biases too."""
     bias_lr: float = 1.0
     """Learning rate of norm biases as a multiple of lr (64 in Jordan 2024, arXiv:2404.00498)."""
+    head_lr: float = 1.0
+    """Learning rate of linear layers as a multiple of lr, which under muon has another meaning for them."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optimizer.lr", self.lr, "a number above 0")
@@ -165,8 +167,11 @@ class OptimizerConfig:
         _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         _require(self.bias_lr > 0, "optimizer.bias_lr", self.bias_lr, "a number above 0")
-        if self.betas != (0.9, 0.999) and self.name == "sgd":
-            raise ConfigError("optimizer.betas is given, but optimizer.name is sgd, which has momentum: leave it out")
+        _require(self.head_lr > 0, "optimizer.head_lr", self.head_lr, "a number above 0")
+        if self.betas != (0.9, 0.999) and self.name in ("sgd", "muon"):
+            raise ConfigError(
+                f"optimizer.betas is given, but optimizer.name is {self.name}, which has momentum: leave it out"
+            )
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             raise ConfigError(
                 f"optimizer.nesterov needs optimizer.name sgd and a momentum, found {self.name} with momentum "
@@ -231,6 +236,21 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgressiveConfig:
+    """Training on smaller images first, which costs less (Tan and Le 2021, arXiv:2104.00298, without its change of
+    regularisation)."""
+
+    size: int | None = None
+    """Side in pixels that the first training images are shrunk to, after augmentation; null is full size throughout."""
+    until: float = 0.7
+    """Share of the run over which the side grows, in steps of 4 pixels; then images have their full size."""
+
+    def __post_init__(self) -> None:
+        _require(self.size is None or self.size >= 8, "progressive.size", self.size, "8 pixels or more, or null")
+        _require(0 < self.until <= 1, "progressive.until", self.until, "a share in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All that decides what a run computes. Where it runs (device, threads, folders) is not part of it."""
 
@@ -255,6 +275,8 @@ class Config:
     """Images a step."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What training images go through."""
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    """How large training images are at first."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How gradients become updates."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -286,6 +308,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 8, "image_size", self.image_size, "8 pixels or more")
+        if self.progressive.size is not None:
+            expected = f"at most image_size, {self.image_size}"
+            _require(self.progressive.size <= self.image_size, "progressive.size", self.progressive.size, expected)
         _require(self.val_size >= 0, "val_size", self.val_size, "0 or more images")
         _require(self.budget is None or self.budget >= 1, "budget", self.budget, "a number of parameters, or null")
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")

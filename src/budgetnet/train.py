@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, checkpoint, data, evaluate, models, optim
-from budgetnet.augment import Augment, normalize
+from budgetnet import __version__, checkpoint, data, devices, evaluate, models, optim
+from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
@@ -33,6 +32,9 @@ from budgetnet.progress import Progress
 from budgetnet.tracking import Metrics, Tracker
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
+_LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
 
 
 class Interrupted(Exception):  # noqa: N818  it ends a run that can go on, like KeyboardInterrupt
@@ -74,8 +76,12 @@ class Training:
         if isinstance(network, models.Initializable):
             sample = dataset.train.images[train_indices[:5000]]
             network.initialize(normalize(sample, dataset.mean, dataset.std))
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        self.config, self.device = config, device
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = self.network
+        self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
+        self.images, self.labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
         self.average = optim.WeightAverage(self.network, config.ema) if config.ema else None
         self.optimizer = optim.make_optimizer(self.network, config.optimizer)
         self.plateau = optim.Plateau(config.schedule)
@@ -86,6 +92,39 @@ class Training:
     def candidate(self) -> nn.Module:
         """The network that is validated, and kept when it does best."""
         return self.average.network if self.average else self.network
+
+    def loss(self, index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
+        """The loss of a batch of training images, and how many of them are classified right, on the device.
+
+        Nothing here or in `update` makes the host wait for an accelerator.
+
+        Args:
+            index: int64 (n,), places in the training set, on the device.
+            seed: of augmentation and dropout.
+            size: side in pixels that the augmented images are shrunk to.
+        """
+        torch.manual_seed(seed)  # for dropout, which draws from the global generator
+        rng = torch.Generator(self.device).manual_seed(seed)
+        x = resize(self.augment(self.images[index], index, self.at.epoch, rng), size)
+        y = self.labels[index]
+        precision = PRECISIONS[self.config.precision]
+        with torch.autocast(self.device.type, precision, enabled=precision is not None):
+            logits = self.forward(x.contiguous(memory_format=self.layout))
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
+        return loss, (logits.detach().argmax(1) == y).sum()
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """Move the weights, and their average, against the gradient of the loss."""
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        optim.set_learning_rate(self.optimizer, lr)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.network)
 
     def save(self, path: Path, checksum: str) -> None:
         """Write everything that a resumed run needs."""
@@ -159,9 +198,11 @@ def train(
     """
     device = device or torch.device("cpu")
     progress = progress or Progress()
-    config = replace(config, precision=_resolve_precision(config.precision, device))
+    devices.tune(device)
+    config = replace(config, precision=devices.precision(config.precision, device))
     classes = data.num_classes(config.dataset, folder)
-    config = replace(config, model=models.check_budget(config.model, classes, config.budget, config.image_size))
+    smallest = config.progressive.size or config.image_size
+    config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
     if resume:
         _check_resumable(config, run)
         if _finished(config, run):
@@ -223,67 +264,67 @@ def _fit(
     stop: Callable[[], bool],
 ) -> None:
     """The training loop: from where `training` stands to the last epoch. Writes last.ckpt and best.safetensors."""
-    network, optimizer, scaler, at = training.network, training.optimizer, training.scaler, training.at
-    forward = torch.compile(network) if config.compile else network
-    device = next(network.parameters()).device
+    device, at = training.device, training.at
+    if config.compile:
+        training.forward = torch.compile(training.network)
     train_indices, val_indices = split
-    images, labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
-    val_images, val_labels = images[val_indices.to(device)], _labels(dataset.train)[val_indices]
-    augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    precision = PRECISIONS[config.precision]
+    val_images, val_labels = dataset.train.images[val_indices], _labels(dataset.train)[val_indices]
     steps = len(data.batches(train_indices, config.batch_size))
     patience = config.patience if config.val_size else None
     clock = time.monotonic() - at.seconds
-    saved = at.seconds
+    saved = seen = at.seconds
+    pending: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss and right answers, still on the device
 
     def learning_rate(step: int) -> float:
         factor = optim.lr_factor(config.schedule, at.epoch * steps + step, steps, config.epochs)
         return config.optimizer.lr * training.plateau.factor * factor
 
+    def settle() -> None:
+        """Wait for the device, and take note of what came of the steps since the last time."""
+        outcomes = torch.stack([value.float() for *_, loss, correct in pending for value in (loss, correct)]).tolist()
+        for (step, images, _, _), loss, correct in zip(pending, outcomes[::2], outcomes[1::2], strict=True):
+            if not math.isfinite(loss):
+                where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
+                raise TrainingError(_diverged(where, config, learning_rate(step)))
+            at.images, at.loss_sum, at.correct = (
+                at.images + images,
+                at.loss_sum + loss * images,
+                at.correct + int(correct),
+            )
+        pending.clear()
+
     while at.epoch < config.epochs and not (patience and at.best_epoch and at.epoch - at.best_epoch >= patience):
-        order = train_indices[data.epoch_order(len(train_indices), config.seed, at.epoch)]
-        network.train()
+        order = train_indices[data.epoch_order(len(train_indices), config.seed, at.epoch)].to(device)
+        training.network.train()
         for batch in data.batches(order, config.batch_size)[at.step :]:
             started = time.monotonic()
-            seed = data.step_seed(config.seed, at.epoch, at.step)
-            torch.manual_seed(seed)  # for dropout, which draws from the global generator
-            optim.set_learning_rate(optimizer, learning_rate(at.step))
-            index = batch.to(device)
-            x = augment(images[index], index, at.epoch, torch.Generator(device).manual_seed(seed))
-            y = labels[index]
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                logits = forward(x.contiguous(memory_format=layout))
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                where = f"the loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}"
-                raise TrainingError(_diverged(where, config, learning_rate(at.step)))
-
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if config.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            if training.average:
-                training.average.update(network)
+            done = (at.epoch * steps + at.step) / (config.epochs * steps)
+            size = progressive_size(config.progressive, done, training.images.shape[-1])
+            loss, correct = training.loss(batch, data.step_seed(config.seed, at.epoch, at.step), size)
+            pending.append((at.step, len(batch), loss.detach(), correct))
+            look = time.monotonic() - clock - seen >= _LOOK_EVERY[device.type]
+            if look:
+                settle()
+            training.update(loss, learning_rate(at.step))
 
             at.step += 1
-            at.images += len(batch)
-            at.loss_sum += value * len(batch)
-            at.correct += int((logits.argmax(1) == y).sum())
             at.epoch_seconds += time.monotonic() - started
             at.seconds = time.monotonic() - clock
-            progress.step(at, steps, learning_rate(at.step - 1))
-            if stop():
-                training.save(run / "last.ckpt", dataset.checksum)
-                raise Interrupted
-            if at.step < steps and _due(config, at.step, at.seconds - saved):
+            if look:
+                seen = at.seconds
+                progress.step(at, steps, learning_rate(at.step - 1))
+            asked = stop()
+            if asked or (at.step < steps and _due(config, at.step, at.seconds - saved)):
+                if pending:
+                    settle()
                 training.save(run / "last.ckpt", dataset.checksum)
                 saved = at.seconds
+            if asked:
+                raise Interrupted
 
+        if pending:
+            settle()
+            at.epoch_seconds += time.monotonic() - clock - at.seconds
         row: dict[str, float] = {
             "epoch": at.epoch + 1,
             "lr": learning_rate(steps - 1),
@@ -296,7 +337,7 @@ def _fit(
         if config.val_size:
             try:
                 val_logits = evaluate.predict_logits(
-                    training.candidate, val_images, dataset.mean, dataset.std, precision=precision
+                    training.candidate, val_images, dataset.mean, dataset.std, precision=PRECISIONS[config.precision]
                 )
             except CheckpointError as error:
                 raise TrainingError(_diverged(f"after epoch {at.epoch}, {error}", config, row["lr"])) from error
@@ -373,7 +414,7 @@ def _test(
         "budget": config.budget,
         "tags": dict(tags),
         "versions": _versions(),
-        "hardware": hardware(device),
+        "hardware": devices.hardware(device),
     }
 
 
@@ -434,20 +475,6 @@ def _labels(images: data.Images) -> Tensor:
     return images.labels
 
 
-def _resolve_precision(
-    precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
-) -> Literal["fp32", "bf16", "fp16"]:
-    """What auto means on this device, so that the record says what was computed in."""
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision is fp16, which CPUs do not train in: use bf16, fp32 or auto")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return "bf16" if native else "fp32"
-
-
 def _tags(config: Config, dataset: Dataset, network: nn.Module, device: torch.device) -> dict[str, str]:
     return {
         "dataset": dataset.name,
@@ -480,22 +507,3 @@ def _git_commit() -> str:
 
 def _versions() -> dict[str, str]:
     return {"budgetnet": __version__, "python": platform.python_version(), "torch": torch.__version__}
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The device, processor, cores and threads that figures were measured on."""
-    found: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    found["cpu"] = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def _cpu_name() -> str:
-    """The processor as Linux names it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.machine()
