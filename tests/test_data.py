@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from budgetnet import data
+from budgetnet import cifar, data
 from budgetnet.errors import ConfigError, DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -840,9 +840,9 @@ def test_verify_says_of_every_kind_what_it_is(tmp_path):
 def test_verify_knows_the_official_files_by_their_md5(tmp_path, monkeypatch):
     folder = write_python_batches(tmp_path)
     assert "not the official files: 7 of 7" in data.verify(tmp_path).lines[1]
-    layout = data._LAYOUTS[0]
+    layout = cifar.LAYOUTS[0]
     md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in layout.md5}
-    monkeypatch.setattr(data, "_LAYOUTS", (dataclasses.replace(layout, md5=md5), *data._LAYOUTS[1:]))
+    monkeypatch.setattr(cifar, "LAYOUTS", (dataclasses.replace(layout, md5=md5), *cifar.LAYOUTS[1:]))
     assert data.verify(tmp_path).official is True
     assert data.verify(folder / "test_batch").official is True
     dump(folder / "test_batch", {b"data": random_batch(6, 99)[0], b"labels": [0] * 6})

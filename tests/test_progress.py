@@ -86,5 +86,22 @@ def test_a_download_of_a_few_bytes_or_of_unknown_length_is_told_of_too():
     assert out.getvalue().splitlines() == ["downloaded 0 MB of 0 MB", "downloaded 200 MB"]
 
 
+def test_decoding_is_told_of_in_tenths_in_a_file_and_by_a_bar_in_a_terminal(monkeypatch):
+    out = io.StringIO()
+    progress = PlainProgress(out)
+    for split in (950, 300):
+        for done in range(10, split + 1, 10):
+            progress.decode(done, split)
+    lines = out.getvalue().splitlines()
+    assert lines[:2] == ["decoded 100 of 950 images", "decoded 190 of 950 images"]
+    assert len(lines) == 18, "nine before the end of each"
+    PlainProgress(out).decode(40, 40)
+    assert len(out.getvalue().splitlines()) == 18, "what is done at once is not worth a line"
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    LiveProgress(terminal).decode(300, 300)
+    assert "decoding " + "━" * 30 + " 300 of 300 images" in plain(terminal.getvalue())
+
+
 def test_durations_read_like_a_clock():
     assert [duration(s) for s in (0, 59.6, 61, 3600, 36_061)] == ["0:00", "1:00", "1:01", "1:00:00", "10:01:01"]

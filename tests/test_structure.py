@@ -13,9 +13,13 @@ ORDER = [
     "files",
     "pickles",
     "download",
+    "cache",
+    "images",
+    "cifar",
     "data",
     "augment",
     "models",
+    "engine",
     "evaluate",
     "optim",
     "checkpoint",
@@ -26,7 +30,7 @@ ORDER = [
     "report",
     "cli",
 ]
-LAZY = {"mlflow", "matplotlib", "sklearn", "PIL", "jsonargparse", "safetensors"}
+LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "PIL", "jsonargparse", "safetensors"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

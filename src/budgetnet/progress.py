@@ -56,6 +56,9 @@ class Progress:
     def download(self, done: int, total: int | None) -> None:
         """So many bytes of a download are here."""
 
+    def decode(self, done: int, total: int) -> None:
+        """So many image files are decoded."""
+
 
 class PlainProgress(Progress):
     """A row an epoch, for files and pipes."""
@@ -65,6 +68,7 @@ class PlainProgress(Progress):
         self.columns: list[tuple[str, str, str]] = []
         self.epochs = 0
         self.downloaded = 0
+        self.decoded = 0
 
     def begin(self, config: Config, dataset: Dataset, run: Path, tags: Mapping[str, str]) -> None:
         """Say what is trained on what, and where it goes."""
@@ -100,6 +104,12 @@ class PlainProgress(Progress):
         if done // tenth > self.downloaded // tenth:
             self.say(f"downloaded {done / 1e6:.0f} MB" + (f" of {total / 1e6:.0f} MB" if total else ""))
         self.downloaded = done
+
+    def decode(self, done: int, total: int) -> None:
+        """Print a line every tenth of the way, unless a moment is enough for all."""
+        if done < total and done * 10 // total > self.decoded * 10 // total:
+            self.say(f"decoded {done:,} of {total:,} images")
+        self.decoded = done % total
 
     @staticmethod
     def _width(form: str, key: str) -> int:
@@ -162,6 +172,17 @@ class LiveProgress(PlainProgress):
         bar = f"{_bar(done / total, 30)} " if total else ""
         whole = f" of {total / 1e6:.0f}" if total else ""
         self.live.update(self.text(f"downloading {bar}{done / 1e6:.0f}{whole} MB", no_wrap=True), refresh=True)
+        if done == total:
+            self.live.stop()
+
+    def decode(self, done: int, total: int) -> None:
+        """Redraw a bar of the decoding, at most ten times a second."""
+        now = time.monotonic()
+        if now - self.shown < 0.1 and done != total:
+            return
+        self.shown = now
+        self.live.start()
+        self.live.update(self.text(f"decoding {_bar(done / total, 30)} {done:,} of {total:,} images"), refresh=True)
         if done == total:
             self.live.stop()
 

@@ -74,7 +74,8 @@ class Training:
         if config.init == "kaiming":
             models.kaiming_(network)
         if isinstance(network, models.Initializable):
-            sample = dataset.train.images[train_indices[:5000]]
+            enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
+            sample = dataset.train.images[train_indices[: max(1, enough)]]
             network.initialize(normalize(sample, dataset.mean, dataset.std))
         self.config, self.device = config, device
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -211,7 +212,7 @@ def train(
         resume = (run / "last.ckpt").is_file()  # a run that died before its first checkpoint begins again
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
-    dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download)
+    dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
     training = Training(config, dataset, train_indices, device)
     if resume:
