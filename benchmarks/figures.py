@@ -1,0 +1,212 @@
+"""The record of `bench.py` as tables and a picture: `python benchmarks/figures.py` writes docs/speed.md and README.
+
+Nothing is typed in by hand, and nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from budgetnet.files import atomic_write
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "results" / "benchmarks" / "cpu.json"
+PICTURE = ROOT / "docs" / "images" / "speed.svg"
+BEGIN, END = "<!-- speed: written by `make bench` -->", "<!-- end of speed -->"
+HEADLINES = (
+    ("train-resnet_leaky", "budgetnet"),
+    ("train-enhanced", "budgetnet"),
+    ("train-speedrun", "budgetnet"),
+    ("memory-resnet_leaky", "budgetnet"),
+    ("augment-reference", "budgetnet"),
+    ("infer-256-resnet_leaky", "budgetnet"),
+    ("infer-256-resnet_leaky", "budgetnet, int8"),
+    ("latency-p50-resnet_leaky", "budgetnet"),
+    ("latency-p50-resnet_leaky", "budgetnet, int8"),
+    ("load", "budgetnet"),
+    ("startup", "`budgetnet --help`"),
+)
+"""What README shows: measurement and contestant, where the record has them."""
+_INK = "#010203"  # what matplotlib draws text and lines with; the picture then takes the colour of the page's text
+_COLOURS = {"": "#2f7fc1", "float32": "#6d97bb", "int8": "#d9822b", "compiled": "#9a8fd3"}
+
+_KINDS = ("train", "step", "memory", "augment", "infer", "latency", "load", "startup", "compile")
+
+Record = dict[str, Any]
+
+
+def table(record: Record) -> str:
+    """Every figure, a line for each contestant, in Markdown."""
+    lines = ["| measured | contestant | median (least to most) | times as good |", "|---|---|--:|--:|"]
+    for measurement in _in_order(record):
+        for index, one in enumerate(measurement["contestants"]):
+            measured = "" if index else f"{measurement['title']}, {measurement['unit']}"
+            times = _range(one["times"]) if index else "1"
+            lines.append(f"| {measured} | {one['contestant']} | {_range(one)} | {times} |")
+    return "\n".join([*lines, "", _conditions(record, "../")])
+
+
+def headlines(record: Record) -> str:
+    """What README shows, in Markdown."""
+    lines = ["| measured | plain PyTorch | budgetnet | times as good |", "|---|--:|--:|--:|"]
+    found = {measurement["name"]: measurement for measurement in record["measurements"]}
+    for name, contestant in HEADLINES:
+        measurement = found.get(name, {"contestants": []})
+        for one in measurement["contestants"]:
+            if one["contestant"] == contestant:
+                base = measurement["contestants"][0]
+                label = f"{_label(measurement, one)}, {measurement['unit']}"
+                if base["contestant"] != "plain PyTorch":
+                    label += f" (against {base['contestant']})"
+                lines.append(
+                    f"| {label} | {_number(base['median'])} | {_number(one['median'])} | {_range(one['times'])} |"
+                )
+    return "\n".join([*lines, "", _conditions(record, "")])
+
+
+def text(measurements: list[Record]) -> str:
+    """Some measurements for the terminal."""
+    lines = []
+    for measurement in measurements:
+        lines.append(f"{measurement['title']}, {measurement['unit']}".replace("`", ""))
+        for index, one in enumerate(measurement["contestants"]):
+            times = f"{_range(one['times'])} times as good" if index else ""
+            lines.append(f"  {one['contestant'].replace('`', ''):22} {_range(one):32} {times}".rstrip())
+    return "\n".join(lines)
+
+
+def with_section(page: str, section: str) -> str:
+    """The text of a page with what stands between its marks written anew.
+
+    Raises:
+        ValueError: the page lacks a mark.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"found no {BEGIN} ... {END}: put both where the table shall stand")
+    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+
+
+PAGES = {ROOT / "docs" / "speed.md": table, ROOT / "README.md": headlines}
+"""The pages that show the record, and what of it."""
+
+
+def publish(record: Record) -> None:
+    """Write the picture and the pages."""
+    atomic_write(PICTURE, picture(record).encode())
+    for path, section in PAGES.items():
+        atomic_write(path, with_section(path.read_text(), section(record)).encode())
+
+
+def drawn(record: Record) -> list[tuple[Record, list[Record]]]:
+    """What the picture shows: measurements, and the contestants of each that have a bar."""
+    names = {"budgetnet", "`budgetnet --help`", *(f"budgetnet, {variation}" for variation in _COLOURS if variation)}
+    found = []
+    for measurement in _in_order(record):
+        bars = [one for one in measurement["contestants"][1:] if one["contestant"] in names]
+        if bars and not measurement["name"].startswith("latency-p99"):
+            found.append((measurement, bars))
+    return found
+
+
+def picture(record: Record) -> str:
+    """An SVG: a bar from the plain way to how many times as good each contestant is, on a logarithmic scale.
+
+    Its text and lines take a dark or a light colour, as the reader's page is light or dark.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    rows = drawn(record)
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "budgetnet", "font.size": 9}
+    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    with pyplot.rc_context(style):
+        count = sum(len(bars) for _, bars in rows)
+        figure, axes = pyplot.subplots(figsize=(8.0, 0.9 + 0.19 * count + 0.1 * len(rows)), layout="constrained")
+        place, centres = 0.0, []
+        for _, bars in rows:
+            centres.append(place + (len(bars) - 1) / 2)
+            for one in bars:
+                times = one["times"]
+                axes.barh(place, times["median"] - 1, left=1, height=0.84, color=_COLOURS[_variation(one)])
+                axes.plot([times["min"], times["max"]], [place, place], color=_INK, linewidth=1)
+                axes.text(max(times["max"], 1) * 1.05, place, _number(times["median"]), va="center", size=8)
+                place += 1
+            place += 0.55
+        axes.set_yticks(centres, [_label(measurement, bars[0]).replace("`", "") for measurement, bars in rows])
+        axes.set_ylim(place - 0.8, -0.7)
+        axes.set_xscale("log")
+        ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        ends = [1.0, *(one["times"][end] for _, bars in rows for one in bars for end in ("min", "max"))]
+        axes.set_xlim(min(ends) / 1.15, max(ends) * 1.5)
+        axes.set_xlabel("times as good as the plain way, which is 1 (lines: least to most)")
+        axes.axvline(1, color=_INK, linewidth=1)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(left=False)
+        present = {_variation(one) for _, bars in rows for one in bars}
+        patches = [
+            Patch(color=colour, label=", ".join(filter(None, ("budgetnet", variation))))
+            for variation, colour in _COLOURS.items()
+            if variation in present
+        ]
+        figure.legend(handles=patches, loc="outside upper right", ncols=len(patches), frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+    scheme = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#d1d7e0}}</style>"
+    head, tag, rest = buffer.getvalue().replace(_INK, "currentColor").partition("<defs>")
+    return f"{head}{scheme}{tag}{rest}"
+
+
+def _in_order(record: Record) -> list[Record]:
+    return sorted(record["measurements"], key=lambda measurement: _KINDS.index(measurement["name"].partition("-")[0]))
+
+
+def _label(measurement: Record, one: Record) -> str:
+    """What a figure is called by itself."""
+    if measurement["name"] == "startup":
+        return f"{measurement['title']} of {one['contestant']}"
+    return ", ".join(filter(None, (measurement["title"], _variation(one))))
+
+
+def _variation(one: Record) -> str:
+    """What follows the comma in the name of a contestant."""
+    return str(one["contestant"].partition(", ")[2])
+
+
+def _range(spread: Record) -> str:
+    middle, low, high = (_number(spread[key]) for key in ("median", "min", "max"))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _conditions(record: Record, root: str) -> str:
+    about = record["about"]
+    hardware, versions = about["hardware"], about["versions"]
+    quick = "A quick run in small batches, which is a look and no measurement: " if about["quick"] else ""
+    kind = {"bf16": "bfloat16"}.get(about["precision"], "float32")
+    return (
+        f"{quick}{hardware['threads']} threads on {hardware['cpu'].replace(',', ' with')}, torch {versions['torch']}, "
+        f"{about['rounds']} rounds in {about['minutes']:.0f} minutes, {about['date']}; "
+        f"budgetnet computes in {kind} where float32 is not named and the recipe says auto. "
+        f"[Record]({root}{RECORD.relative_to(ROOT)})."
+    )
+
+
+if __name__ == "__main__":
+    if not RECORD.exists():
+        sys.exit(f"{RECORD} does not exist: `make bench` measures and writes it")
+    publish(json.loads(RECORD.read_text()))
