@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from budgetnet import checkpoint, data, models
+from budgetnet import checkpoint, data, devices, engine, models
+from budgetnet.augment import normalize
 from budgetnet.cli import EXAMPLES, main
 from budgetnet.config import ModelConfig
 
@@ -90,6 +91,95 @@ def test_evaluate_agrees_with_the_summary_and_its_json_is_alone_on_standard_outp
     assert scores["accuracy"] == pytest.approx(final["test_accuracy"], abs=0.003)
     assert scores["loss"] == pytest.approx(final["test_loss"], rel=1e-3)
     assert np.sum(scores["confusion"]) == scores["n"] == 359
+
+
+def test_onnx_runtime_computes_where_it_can_and_finds_what_pytorch_finds(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    found = {}
+    for choice in ("auto", "onnx", "torch"):
+        assert main(["evaluate", "run", "--engine", choice, "--json"]) == 0
+        found[choice] = json.loads(capsys.readouterr().out)
+    computed_by = {choice: scores.pop("engine") for choice, scores in found.items()}
+    assert computed_by == {"auto": "onnx", "onnx": "onnx", "torch": "torch"}
+    assert found["auto"] == found["onnx"]
+    assert found["torch"]["confusion"] == found["onnx"]["confusion"]
+    assert found["torch"]["loss"] == pytest.approx(found["onnx"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_onnx_runtime_pytorch_computes_and_one_line_says_so(package, home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["evaluate", "run", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["engine"] == "torch"
+    assert shown.err.startswith("budgetnet: warning: onnx and onnxruntime are not installed")
+    assert shown.err.count("\n") == 1
+    assert main(["predict", "run", "digits.npy", "--engine", "onnx"]) == 1
+    assert f"pip install {package}" in capsys.readouterr().err
+    assert main(["predict", "run", "digits.npy", "--engine", "torch"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_evaluate_in_int8_tells_what_it_costs_on_the_same_images(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "run", "--json"]) == 0
+    exact = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "run", "--precision", "int8", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    scores = json.loads(shown.out)
+    cost = scores["int8"]
+    assert (exact["arithmetic"], scores["arithmetic"]) == ("fp32", "int8")
+    assert (cost["fp32_accuracy"], cost["int8_accuracy"]) == (exact["accuracy"], scores["accuracy"])
+    assert cost["points_lost"] == pytest.approx(100 * (exact["accuracy"] - scores["accuracy"]))
+    assert cost["points_lost"] / 100 <= cost["predictions_changed"] < 0.06
+    assert (cost["split"], cost["images"]) == ("test", 359)
+    assert scores["loss"] != exact["loss"]
+    assert main(["evaluate", "run", "--precision", "int8"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("int8 instead of fp32 on 359 images of the test split: accuracy ")
+
+
+def test_predict_in_int8_tells_what_it_costs_on_the_validation_split(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "run", "--split", "val", "--json"]) == 0
+    val = json.loads(capsys.readouterr().out)
+    assert main(["predict", "run", "digits.npy", "--precision", "int8", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["int8"]["split"], result["int8"]["images"]) == ("val", val["n"])
+    assert result["int8"]["fp32_accuracy"] == val["accuracy"]
+    assert main(["predict", "run", "digits.npy", "--output", "int8.csv", "--precision", "int8"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("int8 instead of fp32 on ")
+
+
+def test_int8_is_calibrated_on_images_that_the_model_was_trained_on_alone(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    seen = []
+    usual = engine.compile_network
+
+    def spy(network, image_shape, **options):
+        seen.extend(options.get("calibration", []))
+        return usual(network, image_shape, **options)
+
+    monkeypatch.setattr(engine, "compile_network", spy)
+    assert main(["evaluate", "run", "--split", "val", "--precision", "int8", "--json"]) == 0
+    best = checkpoint.load_classifier(home / "run")
+    config, images = best.provenance["config"], data.load("digits", None).train
+    trained, _ = data.split(images.labels, config["val_size"], config["split_seed"])
+    allowed = {x.numpy().tobytes() for x in normalize(images.images[trained], best.mean, best.std)}
+    assert len(seen) == 512
+    assert all(image.numpy().tobytes() in allowed for image in seen)
+
+
+def test_onnx_runtime_means_the_cpu_and_another_device_is_refused(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(devices, "find", lambda name: torch.device("cuda" if name in ("auto", "cuda") else name))
+    assert main(["predict", "run", "digits.npy", "--engine", "onnx"]) == 0
+    capsys.readouterr()
+    for options in (["--engine", "onnx"], ["--precision", "int8"]):
+        assert main(["predict", "run", "digits.npy", "--device", "cuda", *options]) == 1
+        assert "computes on the CPU: leave out --device cuda" in capsys.readouterr().err
 
 
 def test_evaluate_on_the_validation_split_finds_the_accuracy_that_chose_the_weights(home, capsys, monkeypatch):
@@ -281,12 +371,17 @@ def tiny_cifar10(folder: Path, images: int = 4) -> None:
     (batches / "batches.meta").write_bytes(pickle.dumps(meta))
 
 
-def test_a_checkpoint_of_the_reference_project_is_evaluated(tmp_path, capsys, monkeypatch):
+def test_a_checkpoint_of_the_reference_project_is_evaluated(home, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _reference_checkpoint(tmp_path / "leaky.pth", prefix="")
     tiny_cifar10(tmp_path / "tiny")
     assert main(["evaluate", "leaky.pth", "--model", "resnet_bottleneck", "--data", "tiny", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 4
+    (tmp_path / "one.npy").symlink_to(home / "digits.npy")
+    int8 = ["--precision", "int8", "--data", "tiny", "--json"]
+    assert main(["predict", "leaky.pth", "one.npy", "--model", "resnet_bottleneck", *int8]) == 0
+    cost = json.loads(capsys.readouterr().out)["int8"]
+    assert (cost["split"], cost["images"]) == ("train", 20)
     assert main(["evaluate", "leaky.pth", "--model", "resnet_bottleneck", "--data", "tiny", "--split", "val"]) == 1
     assert "does not say which images it was chosen by" in capsys.readouterr().err
 
@@ -388,6 +483,10 @@ def _bad(folder: Path) -> None:
         ("evaluate other.pth", "give --model NAME"),
         ("evaluate other.pth --model resnet_leaky", "other.pth does not fit resnet_leaky: conv2.weight is missing"),
         ("evaluate home/run --data empty --dataset cifar10", "empty"),
+        ("evaluate home/run --engine torch --precision int8", "leave out --engine torch"),
+        ("predict home/run home/digits.npy --data tiny", "what --precision int8 is calibrated on"),
+        ("predict home/run home/digits.npy --precision int8 --dataset cifar10 --data empty", "named by --data: "),
+        ("predict home/run home/digits.npy --precision int8 --dataset cifar10 --data tiny", "airplane"),
         ("predict home/run nowhere", "nowhere"),
         ("predict home/run empty", "empty"),
         ("predict home/run hostile.pkl --output out.csv", "hostile.pkl"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from budgetnet.augment import normalize
+from budgetnet.engine import compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, DataError
 from budgetnet.evaluate import LabelScores, Scores, predict_logits, render, score, score_labels
 
@@ -149,6 +150,13 @@ def test_an_unknown_tta_and_images_that_are_not_uint8_are_refused():
         predict_logits(a_network(), some_images(1), MEAN, STD, tta="twice")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected torch\.uint8"):
         predict_logits(a_network(), some_images(1).float(), MEAN, STD)
+
+
+def test_an_engine_stands_for_its_network_also_with_no_images():
+    network, images = a_network().eval(), some_images(5)
+    engine = compile_network(network, (3, 20, 24))
+    torch.testing.assert_close(predict_logits(engine, images, MEAN, STD), predict_logits(network, images, MEAN, STD))
+    assert predict_logits(engine, images[:0], MEAN, STD).shape == (0, 7)
 
 
 def test_logits_that_are_not_finite_are_refused():

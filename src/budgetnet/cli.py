@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     import torch
 
     from budgetnet.checkpoint import Classifier
+    from budgetnet.data import Dataset
+    from budgetnet.engine import Engine
     from budgetnet.progress import Progress
+
+CALIBRATION_IMAGES, CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: they are calibrated on as float32
+COST_IMAGES = 5000  # by which the cost of int8 is told where there is no validation split
 
 EXAMPLES = {
     "train": "budgetnet train recipes/quick.yaml --data ~/cifar --output runs/first --optimizer.lr 0.2",
@@ -94,6 +99,7 @@ def _parser() -> ArgumentParser:
     command = _command(commands, "evaluate", _evaluate, "score a model on labelled images")
     _add_model(command)
     _add_data(command)
+    _add_engine(command)
     command.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="which images (default test)"
     )
@@ -101,6 +107,8 @@ def _parser() -> ArgumentParser:
 
     command = _command(commands, "predict", _predict, "classify images, and write a submission")
     _add_model(command)
+    _add_data(command)
+    _add_engine(command)
     command.add_argument("input", type=Path, help="contest pickle, folder of images, single image, or .npy")
     command.add_argument("--output", type=Path, metavar="FILE.csv", help="write a submission: ID,Labels")
     command.add_argument(
@@ -166,6 +174,21 @@ def _add_data(command: ArgumentParser) -> None:
     command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument(
         "--dataset", choices=("cifar10", "cifar100", "folder", "digits"), help="default: what the model was trained on"
+    )
+
+
+def _add_engine(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--engine",
+        choices=("auto", "onnx", "torch"),
+        default="auto",
+        help="what computes: ONNX Runtime (on the CPU) or PyTorch (default auto: the faster of those that are there)",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "int8"),
+        default="fp32",
+        help="int8 is faster; it is calibrated on training images (--data), and what it costs in accuracy is told",
     )
 
 
@@ -289,17 +312,7 @@ def _evaluate(options: Namespace) -> int:
 
     classifier = _classifier(options)
     trained = _trained_on(options.checkpoint, classifier)
-    progress = _progress(options.json, sys.stderr)
-    try:
-        name = options.dataset or trained.get("dataset", "cifar10")
-        dataset = data.load(name, options.data, classifier.image_size, progress=progress.download)
-    finally:
-        progress.end()
-    if dataset.classes != classifier.classes:
-        raise DataError(
-            f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...), "
-            f"but {dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...)"
-        )
+    dataset = _dataset(options, classifier, trained)
     images = dataset.test if options.split == "test" else dataset.train
     labels = images.labels
     assert labels is not None
@@ -318,14 +331,40 @@ def _evaluate(options: Namespace) -> int:
         if not len(chosen):
             raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
         pixels, labels = pixels[chosen], labels[chosen]
-    logits = evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std, tta=options.tta)
+    network = exact = _network(options, classifier)
+    if options.precision == "int8":
+        network = _quantized(classifier, dataset, trained)
+    logits = _logits(network, classifier, pixels, options)
     scores = evaluate.score(logits, labels)
+    result = {"checkpoint": str(options.checkpoint), "dataset": dataset.name, "split": options.split}
+    result |= {**_computed_by(network), "tta": options.tta, **scores.to_dict()}
+    if options.precision == "int8":
+        result["int8"] = _int8_cost(_logits(exact, classifier, pixels, options), logits, labels, options.split)
     if options.json:
-        about = {"checkpoint": str(options.checkpoint), "dataset": dataset.name, "split": options.split}
-        print(json.dumps({**about, "tta": options.tta, **scores.to_dict()}))
-    else:
-        print(evaluate.render(scores, classifier.classes))
+        print(json.dumps(result))
+        return 0
+    print(evaluate.render(scores, classifier.classes))
+    if options.precision == "int8":
+        print(f"\n{_int8_line(result['int8'])}")
     return 0
+
+
+def _dataset(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset:
+    """The data that the options name, else what the model was trained on, with the classes that it knows."""
+    from budgetnet import data
+
+    progress = _progress(options.json, sys.stderr)
+    try:
+        name = options.dataset or trained.get("dataset", "cifar10")
+        dataset = data.load(name, options.data, classifier.image_size, progress=progress.download)
+    finally:
+        progress.end()
+    if dataset.classes != classifier.classes:
+        raise DataError(
+            f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...), "
+            f"but {dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...)"
+        )
+    return dataset
 
 
 def _trained_on(checkpoint: Path, classifier: Classifier) -> dict[str, Any]:
@@ -354,11 +393,14 @@ def _predict(options: Namespace) -> int:
 
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
+    if options.precision != "int8" and (options.data or options.dataset):
+        raise ConfigError("--data and --dataset name what --precision int8 is calibrated on: leave them out")
     classifier = _classifier(options)
     images = data.read_images(options.input, classifier.image_size)
-    logits = evaluate.predict_logits(
-        classifier.network, images.images, classifier.mean, classifier.std, tta=options.tta
-    )
+    network = _network(options, classifier)
+    if options.precision == "int8":
+        network, cost = _quantized_for_prediction(options, classifier, network)
+    logits = _logits(network, classifier, images.images, options)
     probabilities = torch.softmax(logits, 1)
     labels = logits.argmax(1).tolist()
     ids = list(range(len(labels))) if images.ids is None else images.ids.tolist()
@@ -366,8 +408,11 @@ def _predict(options: Namespace) -> int:
         "checkpoint": str(options.checkpoint),
         "input": str(options.input),
         "images": len(ids),
+        **_computed_by(network),
         "tta": options.tta,
     }
+    if options.precision == "int8":
+        result["int8"] = cost
     if options.output:
         # What can be refused comes first, so that a mistake leaves nothing behind.
         if options.labels:
@@ -398,7 +443,117 @@ def _predict(options: Namespace) -> int:
     if options.labels:
         print(f"against {options.labels}:")
         print(evaluate.render(scores, classifier.classes))
+    if options.precision == "int8":
+        print(_int8_line(cost))
     return 0
+
+
+def _network(options: Namespace, classifier: Classifier) -> torch.nn.Module | Engine:
+    """What computes in fp32: an engine, or the network itself."""
+    from budgetnet import engine
+
+    onnx = options.engine == "onnx" or options.precision == "int8"
+    if options.engine == "auto" and next(classifier.network.parameters()).device.type == "cpu":
+        onnx = onnx or engine.available()
+        if not onnx:
+            _warn("onnx and onnxruntime are not installed, so PyTorch computes, which takes several times as long")
+    return engine.compile_network(classifier.network, _image_shape(classifier)) if onnx else classifier.network
+
+
+def _quantized(classifier: Classifier, dataset: Dataset, trained: dict[str, Any]) -> Engine:
+    """The network in int8, calibrated on some of the images that it was trained on."""
+    from budgetnet import engine
+    from budgetnet.augment import normalize
+
+    training, _ = _known_split(dataset, trained)
+    count = min(CALIBRATION_IMAGES, max(1, CALIBRATION_NUMBERS // dataset.train.images[0].numel()))
+    pixels = dataset.train.images[_some(training, count)]
+    calibration = normalize(pixels, classifier.mean, classifier.std)
+    return engine.compile_network(
+        classifier.network, _image_shape(classifier), precision="int8", calibration=calibration
+    )
+
+
+def _quantized_for_prediction(
+    options: Namespace, classifier: Classifier, exact: torch.nn.Module | Engine
+) -> tuple[Engine, dict[str, Any]]:
+    """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
+    trained = _trained_on(options.checkpoint, classifier)
+    try:
+        dataset = _dataset(options, classifier, trained)
+    except DataError as error:
+        raise DataError(f"--precision int8 is calibrated on training images, named by --data: {error}") from error
+    labels = dataset.train.labels
+    assert labels is not None
+    training, validation = _known_split(dataset, trained)
+    split, chosen = ("val", validation) if len(validation) else ("train", _some(training, COST_IMAGES))
+    quantized = _quantized(classifier, dataset, trained)
+    pixels = dataset.train.images[chosen]
+    before, after = (_logits(network, classifier, pixels, options) for network in (exact, quantized))
+    return quantized, _int8_cost(before, after, labels[chosen], split)
+
+
+def _known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the images that the model was trained on and chosen by; where nobody knows, of all and none."""
+    import torch
+
+    from budgetnet import data
+
+    labels = dataset.train.labels
+    assert labels is not None
+    if trained.get("data_checksum") != dataset.checksum:
+        return torch.arange(len(labels)), torch.arange(0)
+    return data.split(labels, trained["val_size"], trained["split_seed"])
+
+
+def _some(indices: torch.Tensor, n: int) -> torch.Tensor:
+    """The same `n` each time (all where there are fewer), from all over: data may be in the order of its classes."""
+    import torch
+
+    return indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:n]]
+
+
+def _logits(
+    network: torch.nn.Module | Engine, classifier: Classifier, pixels: torch.Tensor, options: Namespace
+) -> torch.Tensor:
+    from budgetnet import evaluate
+
+    return evaluate.predict_logits(network, pixels, classifier.mean, classifier.std, tta=options.tta)
+
+
+def _image_shape(classifier: Classifier) -> tuple[int, int, int]:
+    return len(classifier.mean), classifier.image_size, classifier.image_size
+
+
+def _computed_by(network: torch.nn.Module | Engine) -> dict[str, str]:
+    from budgetnet.engine import Engine
+
+    if isinstance(network, Engine):
+        return {"engine": "onnx", "arithmetic": network.precision}
+    return {"engine": "torch", "arithmetic": "fp32"}
+
+
+def _int8_cost(exact: torch.Tensor, quantized: torch.Tensor, labels: torch.Tensor, split: str) -> dict[str, Any]:
+    """What quantisation costs on these images."""
+    from budgetnet import evaluate
+
+    before, after = (evaluate.score(logits, labels).accuracy for logits in (exact, quantized))
+    return {
+        "split": split,
+        "images": len(labels),
+        "fp32_accuracy": before,
+        "int8_accuracy": after,
+        "points_lost": round(100 * (before - after), 9),  # the difference has digits that the two have not
+        "predictions_changed": (exact.argmax(1) != quantized.argmax(1)).double().mean().item(),
+    }
+
+
+def _int8_line(cost: dict[str, Any]) -> str:
+    before, after = cost["fp32_accuracy"], cost["int8_accuracy"]
+    return (
+        f"int8 instead of fp32 on {cost['images']:,} images of the {cost['split']} split: accuracy {before:.2%} -> "
+        f"{after:.2%} ({100 * (after - before):+.2f} points), {cost['predictions_changed']:.2%} of predictions changed"
+    )
 
 
 def _models(options: Namespace) -> int:
@@ -536,12 +691,19 @@ def _download(options: Namespace) -> int:
 
 
 def _classifier(options: Namespace) -> Classifier:
+    """The model, on the device that it shall run on."""
     from dataclasses import replace
 
     from budgetnet import checkpoint, devices
 
+    if options.precision == "int8" and options.engine == "torch":
+        raise ConfigError("--precision int8 is computed by ONNX Runtime: leave out --engine torch")
+    on_cpu = options.engine == "onnx" or options.precision == "int8"
+    device = devices.find("cpu" if on_cpu and options.device == "auto" else options.device)
+    if on_cpu and device.type != "cpu":
+        raise ConfigError(f"ONNX Runtime, and so int8, computes on the CPU: leave out --device {options.device}")
     classifier = checkpoint.load_classifier(options.checkpoint, options.model)
-    return replace(classifier, network=classifier.network.to(devices.find(options.device)))
+    return replace(classifier, network=classifier.network.to(device))
 
 
 def _warn(text: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from budgetnet.augment import normalize
 from budgetnet.config import Tta
+from budgetnet.engine import Engine
 from budgetnet.errors import CheckpointError, DataError
 
 _TOP5_FROM = 10
@@ -25,7 +26,7 @@ _COLUMNS = 80
 
 
 def predict_logits(
-    network: nn.Module,
+    network: nn.Module | Engine,
     images: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
@@ -35,58 +36,72 @@ def predict_logits(
 ) -> Tensor:
     """The logits of each image, the same bits whichever images are asked about with it, and in whichever order.
 
-    Runs on the device of the network's parameters and in the memory format of its convolutions, in evaluation mode
-    (each module's own mode is restored). Test-time augmentation averages logits, not probabilities:
+    An engine runs on the CPU. A network runs on the device of its parameters and in the memory format of its
+    convolutions, in evaluation mode (each module's own mode is restored). Test-time augmentation averages logits, not
+    probabilities:
 
     - "flip": 1/2 each of the image and its mirror.
     - "flip-shift": 1/4 each of the image and its mirror, and 1/8 each of both moved by one pixel up and left and moved
       by one pixel down and right, the uncovered edge reflected (Jordan 2024, arXiv:2404.00498).
 
     Args:
-        network: maps float32 (n, c, h, w) to (n, classes).
+        network: maps float32 (n, c, h, w) to (n, classes): a network, or what `engine.compile_network` makes of it.
         images: uint8 (n, c, h, w) in [0, 255], on any device.
         mean: of each channel, in units of the full range, [0, 1].
         std: of each channel, in the same units.
         tta: the views that are averaged.
-        precision: autocast to this dtype; None computes in the dtype of the weights.
+        precision: autocast a network to this dtype; None computes in the dtype of the weights. An engine has its own.
 
     Returns:
         float32 (n, classes) on the CPU.
 
     Raises:
         CheckpointError: a logit is not finite.
-        ValueError: `images` is not uint8 with four dimensions.
+        ValueError: `images` is not uint8 with four dimensions, or a precision is given for an engine.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected torch.uint8 (n, c, h, w)")
-    device = next((p.device for p in network.parameters()), images.device)
-    chunk_size, chunks = _chunks(images, device)
-    memory_format = _memory_format(network)
+    if isinstance(network, Engine):
+        if precision is not None:
+            raise ValueError(f"precision is {precision}, but an engine computes in what it was compiled for")
+        device, memory_format = torch.device("cpu"), torch.contiguous_format
+        passes = _passes_in_order(len(images), network.batch)
+    else:
+        device = next((p.device for p in network.parameters()), images.device)
+        memory_format = _memory_format(network)
+        passes = _passes_of_one_size(images, device)
     rows = []
     with _evaluation_mode(network), torch.inference_mode(), _autocast(device, precision):
-        for chosen, slots in chunks:
-            chunk = torch.zeros((chunk_size, *images.shape[1:]), dtype=torch.uint8, device=device)
+        for size, chosen, slots in passes:
+            chunk = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8, device=device)
             chunk[slots] = images[chosen].to(device)
             inputs = normalize(chunk, mean, std).contiguous(memory_format=memory_format)
             rows.append(_average_views(network, inputs, tta)[slots])
     shuffled = torch.cat(rows).cpu()
     logits = torch.empty_like(shuffled)
-    logits[torch.cat([chosen for chosen, _ in chunks])] = shuffled
+    logits[torch.cat([chosen for _, chosen, _ in passes])] = shuffled
     _require_finite(logits)
     return logits
 
 
-def _chunks(images: Tensor, device: torch.device) -> tuple[int, list[tuple[Tensor, Tensor]]]:
-    """Which images go through the network together, and where each stands among them.
+# How many images go through together, padding included, the indices of those that are no padding, and their places.
+_Pass = tuple[int, Tensor, Tensor]
+
+
+def _passes_in_order(n: int, size: int) -> list[_Pass]:
+    """For an engine, which sees to it itself that an image's logits depend on that image alone."""
+    chunks = torch.split(torch.arange(n), size)
+    return [(len(chosen), chosen, torch.arange(len(chosen))) for chosen in chunks]
+
+
+def _passes_of_one_size(images: Tensor, device: torch.device) -> list[_Pass]:
+    """For a network in PyTorch: which images go through it together, and where each stands among them.
 
     Every forward pass is of one size, the rest padding, because kernels sum in an order that changes with the size. On
     a CPU the place counts too: threads share a batch without regard to where an image ends, and what is left over by
     their vector instructions goes through scalar ones, which round otherwise. There the place is drawn from the pixels
     themselves, so that an image always stands in the same one, at the price of some more padding. An
     accelerator runs one kernel for all places, and larger passes suit it.
-
-    Returns:
-        The size, and for each pass the indices of its images (m,) and their places (m,) in [0, size).
     """
     if device.type == "cpu":
         size = 16
@@ -105,8 +120,9 @@ def _chunks(images: Tensor, device: torch.device) -> tuple[int, list[tuple[Tenso
         places.append(slot)
         taken[slot] += 1
     # An empty input still gives the network one pass, of padding alone: it alone knows the number of classes.
-    indices = [(torch.tensor(c, dtype=torch.long), torch.tensor(p, dtype=torch.long)) for c, p in passes or [([], [])]]
-    return size, indices
+    return [
+        (size, torch.tensor(c, dtype=torch.long), torch.tensor(p, dtype=torch.long)) for c, p in passes or [([], [])]
+    ]
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:
@@ -118,7 +134,10 @@ def _memory_format(network: nn.Module) -> torch.memory_format:
 
 
 @contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+def _evaluation_mode(network: nn.Module | Engine) -> Iterator[None]:
+    if isinstance(network, Engine):
+        yield
+        return
     was_training = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
