@@ -13,11 +13,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from budgetnet import cifar, data
+from budgetnet import cifar, data, pickles
 from budgetnet.errors import ConfigError, DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -497,6 +497,43 @@ def test_a_damaged_pickle_gives_images_or_a_data_error_and_nothing_else(tmp_path
     path = tmp_path / "fuzz.pkl"
     path.write_bytes(raw[: draw.draw(st.one_of(st.just(len(raw)), places))])
     read_or_refused(path)
+
+
+def genops_allows(raw):
+    """The slow and obvious way to check the opcodes of a pickle."""
+    tuples = 0
+    for position, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+        tuples += "TUPLE" in opcode.name
+        memo = "PUT" in opcode.name and isinstance(argument, int) and argument > position
+        if not pickles._OPCODES.fullmatch(opcode.name) or memo or tuples > pickles._MAX_TUPLES:
+            return False
+    return True
+
+
+@fuzz
+@given(draw=st.data(), protocol=st.sampled_from([0, 1, 2, 3, 4, 5]))
+def test_the_check_of_opcodes_says_what_pickletools_says(draw, protocol):
+    content = {b"labels": [3, 300, 70_000, 2**40], "name": ["a.png", b"b" * 300, None, True], "f": (0.5, (1, 2, 3, 4))}
+    raw = bytearray(pickle.dumps(content | {"x": np.arange(3)}, protocol))
+    places = st.one_of(
+        st.sampled_from([place for _, _, place in pickletools.genops(bytes(raw))]), st.integers(0, len(raw) - 1)
+    )
+    opcodes = st.sampled_from([ord(opcode.code) for opcode in pickletools.opcodes])
+    for place, value in draw.draw(st.lists(st.tuples(places, st.one_of(opcodes, st.integers(0, 255))), max_size=3)):
+        raw[place] = value
+    cut = bytes(raw[: draw.draw(st.one_of(st.just(len(raw)), places))])
+    try:
+        expected = genops_allows(cut)
+    except UnicodeDecodeError:
+        assume(False)  # which the unpickler itself refuses
+    except (ValueError, struct.error):
+        expected = False
+    try:
+        pickles._check_opcodes(cut)
+        found = True
+    except (DataError, ValueError, LookupError, struct.error):
+        found = False
+    assert found == expected
 
 
 @fuzz
