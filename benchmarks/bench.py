@@ -305,7 +305,7 @@ def main() -> None:
         atomic_write(path, (json.dumps(record, indent=1) + "\n").encode())
         print(f"{path} written, after {minutes:.1f} minutes", file=sys.stderr)
         if path.resolve() == figures.RECORD.resolve() and not failed:
-            figures.publish(record)
+            figures.publish()
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")
 

@@ -1,4 +1,5 @@
-"""The record of `bench.py` as tables and a picture: `python benchmarks/figures.py` writes docs/speed.md and README.
+"""The records of `bench.py` and `growth.py` as tables and a picture: `python benchmarks/figures.py` writes docs/speed.md
+and README.
 
 Nothing is typed in by hand, and nothing is measured here.
 """
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from budgetnet.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "results" / "benchmarks" / "cpu.json"
+GROWTH = ROOT / "results" / "benchmarks" / "growth.json"
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
-BEGIN, END = "<!-- speed: written by `make bench` -->", "<!-- end of speed -->"
+SPEED_MARKS = ("<!-- speed: written by `make bench` -->", "<!-- end of speed -->")
+GROWTH_MARKS = ("<!-- growth: written by `make table` -->", "<!-- end of growth -->")
 HEADLINES = (
     ("train-resnet_leaky", "budgetnet"),
     ("train-enhanced", "budgetnet"),
@@ -79,28 +81,61 @@ def text(measurements: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def with_section(page: str, section: str) -> str:
+def growth(record: Record) -> str:
+    """How time and memory grow, a line for each task, in Markdown."""
+    lines = ["| what grows | from, to | task | at the least | at the most | exponent |", "|---|---|---|--:|--:|--:|"]
+    before = ""
+    for row in record["rows"]:
+        grows = row["grows"] if row["grows"] != before else ""
+        reach = f"{row['x'][0]:,.0f} to {row['x'][-1]:,.0f}" if grows else ""
+        least, most = (_amount(row["y"][end], row["unit"]) for end in (0, -1))
+        lines.append(f"| {grows} | {reach} | {row['task']} | {least} | {most} | {row['exponent']:.2f} |")
+        before = row["grows"]
+    hardware = record["hardware"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{hardware['threads']} threads on {hardware['cpu'].replace(',', ' with')}, torch {record['torch']}, "
+            f"medians of {record['rounds']} rounds. [Record](../{GROWTH.relative_to(ROOT)}).",
+        ]
+    )
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "s" and value < 1:
+        value, unit = 1000 * value, "ms"
+    return f"{_number(value)} {unit}"
+
+
+def with_section(page: str, marks: tuple[str, str], section: str) -> str:
     """The text of a page with what stands between its marks written anew.
 
     Raises:
         ValueError: the page lacks a mark.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (begin and end):
-        raise ValueError(f"found no {BEGIN} ... {END}: put both where the table shall stand")
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+        raise ValueError(f"found no {marks[0]} ... {marks[1]}: put both where the table shall stand")
+    return f"{before}{begin}\n{section}\n{end}{after}"
 
 
-PAGES = {ROOT / "docs" / "speed.md": table, ROOT / "README.md": headlines}
-"""The pages that show the record, and what of it."""
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
+SECTIONS = [
+    (PAGE, SPEED_MARKS, RECORD, table),
+    (README, SPEED_MARKS, RECORD, headlines),
+    (PAGE, GROWTH_MARKS, GROWTH, growth),
+]
+"""The pages, where on them, what record, and what of it."""
 
 
-def publish(record: Record) -> None:
-    """Write the picture and the pages."""
-    atomic_write(PICTURE, picture(record).encode())
-    for path, section in PAGES.items():
-        atomic_write(path, with_section(path.read_text(), section(record)).encode())
+def publish() -> None:
+    """Write the picture and the pages from the records."""
+    atomic_write(PICTURE, picture(json.loads(RECORD.read_text())).encode())
+    for page, marks, record, section in SECTIONS:
+        found = section(json.loads(record.read_text()))
+        atomic_write(page, with_section(page.read_text(), marks, found).encode())
 
 
 def drawn(record: Record) -> list[tuple[Record, list[Record]]]:
@@ -207,6 +242,4 @@ def _conditions(record: Record, root: str) -> str:
 
 
 if __name__ == "__main__":
-    if not RECORD.exists():
-        sys.exit(f"{RECORD} does not exist: `make bench` measures and writes it")
-    publish(json.loads(RECORD.read_text()))
+    publish()
