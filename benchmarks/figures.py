@@ -1,5 +1,6 @@
-"""The records of `bench.py` and `growth.py` as tables and a picture: `python benchmarks/figures.py` writes docs/speed.md
-and README.
+"""The records of `bench.py` and `growth.py` as tables and a picture.
+
+`python benchmarks/figures.py` writes docs/speed.md and README.
 
 Nothing is typed in by hand, and nothing is measured here.
 """
