@@ -17,6 +17,7 @@ ORDER = [
     "images",
     "cifar",
     "data",
+    "policies",
     "augment",
     "models",
     "engine",
