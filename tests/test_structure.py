@@ -19,6 +19,7 @@ ORDER = [
     "data",
     "policies",
     "augment",
+    "mixing",
     "models",
     "engine",
     "evaluate",
