@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from budgetnet import augment
+from budgetnet import augment, policies
 from budgetnet.augment import (
     Augment,
     adjust_color,
@@ -639,6 +639,35 @@ def test_the_chain_is_its_steps_in_order() -> None:
     expected = normalize(color_jitter(expected, 0.2, 0.2, 0.2, 0.1, g), MEAN, STD)
     expected = cutout(random_erase(expected, 0.5, c.erase_scale, c.erase_ratio, c.erase_value, g), 3, g)
     assert torch.equal(Augment(c, MEAN, STD, 0)(images, indices, 0, rng(3)), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        ({"policy": "trivial"}, policies.trivial_augment),
+        ({"policy": "rand"}, lambda x, g: policies.rand_augment(x, 2, 0.3, g)),
+        ({"policy": "rand", "policy_ops": 3, "policy_magnitude": 0.0}, lambda x, g: policies.rand_augment(x, 3, 0, g)),
+        ({"policy": "augmix"}, lambda x, g: policies.augmix(x, 3, 0.3, g)),
+        (
+            {"policy": "augmix", "policy_ops": 1, "policy_magnitude": 0.8, "consistency": 12},
+            lambda x, g: torch.cat([x, policies.augmix(x, 1, 0.8, g), policies.augmix(x, 1, 0.8, g)]),
+        ),
+    ],
+)
+def test_a_policy_has_its_place_after_rotation_and_before_colours(options: dict[str, Any], policy: Any) -> None:
+    images, indices, g = photos(20, 3, 16, 16), torch.arange(20), rng(3)
+    expected = policy(rotate(random_flip(random_crop(images, 2, g), g), 10, g), g).float() / 255
+    expected = cutout(normalize(color_jitter(expected, 0.2, 0, 0, 0, g), MEAN, STD), 3, g)
+    c = AugmentConfig(crop_padding=2, flip="random", rotation=10, brightness=0.2, cutout=3, **options)
+    assert torch.equal(Augment(c, MEAN, STD, 0)(images, indices, 0, rng(3)), expected)
+
+
+def test_a_chain_that_is_not_to_be_strong_crops_flips_and_normalizes_and_draws_nothing_else() -> None:
+    images, g, other = photos(20, 3, 32, 32), rng(3), rng(3)
+    c = dataclasses.replace(REFERENCE, policy="trivial", cutout=3)
+    expected = normalize(random_flip(random_crop(images, 4, g), g), MEAN, STD)
+    assert torch.equal(Augment(c, MEAN, STD, 0)(images, torch.arange(20), 0, other, strong=False), expected)
+    assert torch.equal(g.get_state(), other.get_state())
 
 
 def test_the_chain_flips_alternately_by_its_seed() -> None:

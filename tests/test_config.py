@@ -108,6 +108,26 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("model: {name: residual}", "stages"),
         ("model: {name: resnet18, stages: [{width: 3}]}", "stages"),
         ("augment: {erase_scale: [0.5, 0.1]}", "augment.erase_scale is (0.5, 0.1), expected 0 < smallest <= largest"),
+        ("augment: {policy: trival}", "augment.policy is 'trival', expected one of none, trivial, rand, augmix"),
+        ("augment: {policy: rand, policy_ops: 0}", "augment.policy_ops is 0, expected 1 or more, or null"),
+        (
+            "augment: {policy: augmix, policy_magnitude: 9}",
+            "augment.policy_magnitude is 9.0, expected a number in [0, 1]",
+        ),
+        ("augment: {policy: trivial, policy_ops: 2}", "augment.policy_ops is given, but augment.policy is trivial"),
+        ("augment: {policy_magnitude: 0.5}", "augment.policy_magnitude is given, but augment.policy is none"),
+        ("augment: {policy: rand, consistency: 12}", "augment.consistency is 12, but augment.policy is rand"),
+        ("augment: {policy: augmix, consistency: -1}", "augment.consistency is -1.0, expected a weight"),
+        (
+            "augment: {policy: augmix, consistency: 12}\nmix: {name: mixup}",
+            "augment.consistency is 12 and mix.name is mixup",
+        ),
+        ("augment: {cutout: 8, until: 0}", "augment.until is 0.0, expected a share in (0, 1]"),
+        ("augment: {crop_padding: 4, flip: random, until: 0.9}", "augment.until is 0.9, but nothing is on"),
+        ("mix: {name: cutmix, alpha: 0}", "mix.alpha is 0.0, expected a number above 0"),
+        ("mix: {name: mixup, p: 0}", "mix.p is 0.0, expected a probability above 0"),
+        ("mix: {alpha: 1}", "mix.alpha is given, but mix.name is none"),
+        ("mix: {p: 0.5}", "mix.p is given, but mix.name is none"),
         ("augment: {crop_padding: 32}", "augment.crop_padding is 32, expected less than image_size 32"),
         ("optimizer: {name: adam, nesterov: true}", "optimizer.nesterov needs optimizer.name sgd"),
         ("schedule: {name: multistep}", "schedule.milestones is empty"),
@@ -144,6 +164,13 @@ def test_a_wrong_option_is_refused_in_one_line(options, message, tmp_path):
         configuration.load(recipe(tmp_path, "epochs: 3\n"), options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strong", ["rotation", "hue", "erase_p", "cutout"])
+def test_a_share_after_which_strong_augmentation_stops_needs_some_or_mixing(strong, tmp_path):
+    augment = AugmentConfig(until=0.5, **{strong: 1 if strong in ("rotation", "cutout") else 0.5})
+    assert Config(augment=augment).augment.until == 0.5
+    assert configuration.load(recipe(tmp_path, "augment: {until: 0.5}\nmix: {name: ricap}\n")).augment.until == 0.5
 
 
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path):

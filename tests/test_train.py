@@ -15,8 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from budgetnet import checkpoint, data, evaluate, models
 from budgetnet import config as configuration
 from budgetnet.augment import progressive_size
-from budgetnet.config import Config, ModelConfig, ProgressiveConfig, ScheduleConfig, StageConfig
+from budgetnet.config import (
+    AugmentConfig,
+    Config,
+    MixConfig,
+    ModelConfig,
+    ProgressiveConfig,
+    ScheduleConfig,
+    StageConfig,
+)
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, TrainingError
+from budgetnet.mixing import mix
+from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
 from budgetnet.train import _LOOK_EVERY, Interrupted, Training, train
 
@@ -275,8 +285,22 @@ class NoWaiting(TorchDispatchMode):
         {"model": ModelConfig(name="enhanced", width=8), "optimizer": configuration.OptimizerConfig(nesterov=True)},
         {"model": ModelConfig(name="whitened_cnn", width=4), "optimizer": configuration.OptimizerConfig(name="muon")},
         {"progressive": ProgressiveConfig(size=16), "clip_norm": 1.0, "precision": "bf16", "label_smoothing": 0.1},
+        {"mix": MixConfig(name="mixup"), "augment": configuration.AugmentConfig(policy="trivial")},
+        {"mix": MixConfig(name="cutmix", p=0.5), "augment": configuration.AugmentConfig(policy="rand")},
+        {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
+        {"augment": configuration.AugmentConfig(policy="augmix", consistency=12)},
     ],
-    ids=["reference augmentation", "other augmentation", "enhanced", "muon", "small images"],
+    ids=[
+        "reference augmentation",
+        "other augmentation",
+        "enhanced",
+        "muon",
+        "small images",
+        "mixup and trivial",
+        "cutmix and rand",
+        "ricap",
+        "augmix",
+    ],
 )
 def test_a_step_never_makes_the_host_wait(choice):
     config = replace(TINY, **choice)
@@ -296,9 +320,9 @@ def test_images_grow_over_the_run_and_have_their_full_size_at_its_end(tmp_path, 
     sizes = []
     whole_loss = Training.loss
 
-    def watched(self, index, seed, size):
+    def watched(self, index, seed, size, **options):
         sizes.append(size)
-        return whole_loss(self, index, seed, size)
+        return whole_loss(self, index, seed, size, **options)
 
     monkeypatch.setattr(Training, "loss", watched)
     run(replace(TINY, progressive=ProgressiveConfig(size=20, until=0.6)), tmp_path / "run")
@@ -320,6 +344,87 @@ def test_a_run_on_growing_images_by_muon_resumes_exactly(tmp_path):
         run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
     run(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {
+            "mix": MixConfig(name="mixup", alpha=0.4),
+            "augment": AugmentConfig(flip="random", policy="trivial", until=0.7),
+        },
+        {"mix": MixConfig(name="ricap", p=0.5), "augment": AugmentConfig(policy="rand"), "label_smoothing": 0.1},
+        {"augment": AugmentConfig(policy="augmix", consistency=12, policy_ops=2, until=0.8), "precision": "bf16"},
+    ],
+    ids=["mixup and trivial", "ricap and rand", "augmix"],
+)
+def test_a_run_with_mixing_and_policies_resumes_exactly(choice, tmp_path):
+    config = replace(TINY, **choice)
+    run(config, tmp_path / "whole")
+    stopper = Stopper(STEPS + 3)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def a_training(config: Config) -> Training:
+    return Training(config, data.load("digits", None), torch.arange(64), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "ricap"])
+def test_the_loss_of_mixed_images_is_the_smoothed_cross_entropy_of_their_shares_and_right_is_the_largest(
+    name, smoothing
+):
+    config = replace(TINY, mix=MixConfig(name=name), label_smoothing=smoothing)
+    index = torch.arange(32)
+    loss, correct = a_training(config).loss(index, 5, 32)
+    again, rng = a_training(config), torch.Generator().manual_seed(5)
+    x = again.augment(again.images[index], index, 0, rng)
+    x, shares = mix(x, again.labels[index], 10, config.mix, rng)
+    logits = again.network(x.contiguous(memory_format=torch.channels_last)).detach()
+    expected = 0.0
+    for row, share in zip(logits.log_softmax(1), shares, strict=True):
+        expected -= sum(((1 - smoothing) * share[k] + smoothing / 10) * row[k] for k in range(10)) / 32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert correct == sum(row.argmax() == share.argmax() for row, share in zip(logits, shares, strict=True))
+    assert ((shares > 0).sum(1) > 1).any()
+
+
+def test_the_consistency_loss_compares_three_views_that_the_network_sees_as_one_batch():
+    config = replace(TINY, augment=AugmentConfig(crop_padding=2, policy="augmix", consistency=3.0), label_smoothing=0.1)
+    index = torch.arange(32)
+    loss, correct = a_training(config).loss(index, 5, 32)
+    again = a_training(config)
+    x = again.augment(again.images[index], index, 0, torch.Generator().manual_seed(5))
+    logits = again.network(x.contiguous(memory_format=torch.channels_last)).detach()
+    assert logits.shape == (96, 10)
+    own = torch.nn.functional.cross_entropy(logits[:32], again.labels[index], label_smoothing=0.1)
+    apart = jensen_shannon(torch.stack([logits[:32], logits[32:64], logits[64:]]))
+    assert apart > 0
+    assert loss.item() == pytest.approx((own + 3 * apart).item(), rel=1e-5)
+    assert correct == (logits[:32].argmax(1) == again.labels[index]).sum()
+
+
+def test_mixing_and_all_but_crop_and_flip_stop_at_a_share_of_the_run(tmp_path, monkeypatch):
+    seen = []
+    whole_loss = Training.loss
+
+    def watched(self, index, seed, size, *, strong):
+        plain = AugmentConfig(crop_padding=2, flip="random")
+        weak = replace(self.config, augment=plain, mix=MixConfig(), ema=0.0)
+        buffers = {key: value.clone() for key, value in self.network.state_dict().items()}
+        expected, own = a_training(weak), whole_loss(self, index, seed, size, strong=strong)
+        expected.network.load_state_dict(buffers)
+        seen.append(own[0].item() == whole_loss(expected, index, seed, size)[0].item())
+        return own
+
+    monkeypatch.setattr(Training, "loss", watched)
+    augmentation = replace(TINY.augment, policy="rand", cutout=8, until=0.75)
+    run(replace(TINY, augment=augmentation, mix=MixConfig(name="cutmix")), tmp_path / "run")
+    assert seen.count(True) == math.floor(0.25 * len(seen))
+    assert seen == sorted(seen)
 
 
 def test_first_images_that_the_network_cannot_take_are_refused_before_anything_is_written(tmp_path):

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from budgetnet.config import AugmentConfig, ProgressiveConfig
+from budgetnet.policies import augmix, rand_augment, trivial_augment
 
 Border = Literal["zeros", "reflect"]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's convert("L")
 _ERASE_CANDIDATES = 10  # as many as torchvision tries before it leaves an image alone
+_RAND_OPS, _AUGMIX_OPS, _MAGNITUDE = 2, 3, 0.3  # what policies do unless told otherwise: M = 9 of 30, severity 3 of 10
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, padding: int, border: Border = "zeros") -> Tensor:
@@ -279,13 +281,32 @@ def fill_rectangles(
     Raises:
         ValueError: `value` does not have one number a channel, or `images` is no batch.
     """
+    inside = rectangles(images, top, left, height, width)
+    return torch.where(inside, _per_channel("value", value, images, images.dtype), images)
+
+
+def rectangles(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """Which pixels lie inside a rectangle of each image.
+
+    Args:
+        images: (n, c, h, w).
+        top: (n,) first row, may be negative.
+        left: (n,) first column, may be negative.
+        height: (n,) number of rows.
+        width: (n,) number of columns.
+
+    Returns:
+        (n, 1, h, w) bool, on the device of `images`.
+
+    Raises:
+        ValueError: `images` is no batch.
+    """
     n, _, h, w = _batch_shape(images)
     rows = torch.arange(h, device=images.device)
     columns = torch.arange(w, device=images.device)
     in_rows = (rows >= top.view(n, 1)) & (rows < (top + height).view(n, 1))
     in_columns = (columns >= left.view(n, 1)) & (columns < (left + width).view(n, 1))
-    inside = in_rows.view(n, 1, h, 1) & in_columns.view(n, 1, 1, w)
-    return torch.where(inside, _per_channel("value", value, images, images.dtype), images)
+    return in_rows.view(n, 1, h, 1) & in_columns.view(n, 1, 1, w)
 
 
 def random_erase(
@@ -430,7 +451,7 @@ def progressive_size(config: ProgressiveConfig, progress: float, size: int) -> i
 
 
 class Augment:
-    """The chain that a configuration describes: crop, flip, rotation, colour jitter, normalisation, erasing, cutout.
+    """The chain that a configuration describes: crop, flip, rotation, policy, colours, normalisation, erasing, cutout.
 
     A step that is off costs nothing and draws nothing. Crop and rotation show black where they uncover an edge, cutout
     shows the mean colour (0 after normalisation).
@@ -452,7 +473,7 @@ class Augment:
         self.std = tuple(std)
         self.seed = seed
 
-    def __call__(self, images: Tensor, indices: Tensor, epoch: int, rng: Generator) -> Tensor:
+    def __call__(self, images: Tensor, indices: Tensor, epoch: int, rng: Generator, *, strong: bool = True) -> Tensor:
         """Augment and normalise a batch; the result is a function of the arguments and the generator's state alone.
 
         Args:
@@ -460,9 +481,11 @@ class Augment:
             indices: (n,) int64, place of each image in the training set.
             epoch: epoch, 0 or more.
             rng: where all draws come from, on the device of the images.
+            strong: whether to do more than crop and flip.
 
         Returns:
-            (n, c, h, w) float32, normalised, on the device of `images`.
+            (n, c, h, w) float32, normalised, on the device of `images`. With a consistency loss and `strong`, (3 * n,
+            c, h, w): the images, a mix of each, and another mix of each.
 
         Raises:
             ValueError: `images` is not a uint8 batch, or a step of the configuration does not fit it.
@@ -476,8 +499,12 @@ class Augment:
             images = random_flip(images, rng)
         elif c.flip == "alternate":
             images = alternating_flip(images, indices, epoch, self.seed)
+        if not strong:
+            return normalize(images, self.mean, self.std)
         if c.rotation:
             images = rotate(images, c.rotation, rng)
+        if c.policy != "none":
+            images = self._policy(images, rng)
         if c.brightness or c.contrast or c.saturation or c.hue:
             # As floats, so that nothing is rounded back to uint8 before normalisation.
             images = color_jitter(images.float().div_(255), c.brightness, c.contrast, c.saturation, c.hue, rng)
@@ -487,6 +514,18 @@ class Augment:
         if c.cutout:
             images = cutout(images, c.cutout, rng)
         return images
+
+    def _policy(self, images: Tensor, rng: Generator) -> Tensor:
+        c = self.config
+        magnitude = _MAGNITUDE if c.policy_magnitude is None else c.policy_magnitude
+        if c.policy == "trivial":
+            return trivial_augment(images, rng)
+        if c.policy == "rand":
+            return rand_augment(images, c.policy_ops or _RAND_OPS, magnitude, rng)
+        if not c.consistency:
+            return augmix(images, c.policy_ops or _AUGMIX_OPS, magnitude, rng)
+        # One view after the other: on a CPU both at once fall out of the caches and take twice as long.
+        return torch.cat([images, *(augmix(images, c.policy_ops or _AUGMIX_OPS, magnitude, rng) for _ in range(2))])
 
 
 def _require(condition: bool, name: str, found: object, expected: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,7 +95,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What training images go through, in this order; normalisation always ends the chain but for erasing."""
+    """What training images go through, in this order; after normalisation come only erasing and cutout."""
 
     crop_padding: int = 0
     """Random shift by up to this many pixels each way; 0 is none."""
@@ -104,6 +105,17 @@ class AugmentConfig:
     """Horizontal flip: none, by a coin for each image and epoch, or every other epoch for each image."""
     rotation: float = 0.0
     """Rotation by up to this many degrees each way."""
+    policy: Literal["none", "trivial", "rand", "augmix"] = "none"
+    """Operations drawn for each image: TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158, its wide space),
+    RandAugment (Cubuk et al. 2019, arXiv:1909.13719) or AugMix (Hendrycks et al. 2020, arXiv:1912.02781)."""
+    policy_ops: int | None = None
+    """Operations in turn, of rand, or of the longest chain of augmix; null is 2 for rand and 3 for augmix."""
+    policy_magnitude: float | None = None
+    """Strength of rand's operations, and the largest of augmix's, in [0, 1]; null is 0.3 (rand's M = 9 of 30, augmix's
+    severity 3 of 10)."""
+    consistency: float = 0.0
+    """With augmix: weight of the loss that compares an image with two mixes of it (12 in the paper); the network then
+    sees three images for each; 0 is none."""
     brightness: float = 0.0
     """Brightness factor drawn from [1 - x, 1 + x]; contrast and saturation likewise."""
     contrast: float = 0.0
@@ -122,6 +134,8 @@ class AugmentConfig:
     """What an erased pixel shows, in normalised units."""
     cutout: int = 0
     """Side in pixels of a square set to the mean colour at a random place, cut off at the edges; 0 is none."""
+    until: float = 1.0
+    """Share of the run after which only crop and flip remain of all this, and no images are mixed (mix.name)."""
 
     def __post_init__(self) -> None:
         _require(self.crop_padding >= 0, "augment.crop_padding", self.crop_padding, "0 or more pixels")
@@ -135,6 +149,54 @@ class AugmentConfig:
         low, high = self.erase_ratio
         _require(0 < low <= high, "augment.erase_ratio", self.erase_ratio, "0 < smallest <= largest")
         _require(self.cutout >= 0, "augment.cutout", self.cutout, "0 or more pixels")
+        ops, magnitude = self.policy_ops, self.policy_magnitude
+        _require(ops is None or ops >= 1, "augment.policy_ops", ops, "1 or more, or null")
+        _require(
+            magnitude is None or 0 <= magnitude <= 1,
+            "augment.policy_magnitude",
+            magnitude,
+            "a number in [0, 1], or null",
+        )
+        _require(self.consistency >= 0, "augment.consistency", self.consistency, "a weight, or 0 for none")
+        _require(0 < self.until <= 1, "augment.until", self.until, "a share in (0, 1]")
+        for name in ("policy_ops", "policy_magnitude"):
+            if getattr(self, name) is not None and self.policy not in ("rand", "augmix"):
+                raise ConfigError(
+                    f"augment.{name} is given, but augment.policy is {self.policy}: only rand and augmix have it; "
+                    "leave it out"
+                )
+        if self.consistency and self.policy != "augmix":
+            raise ConfigError(
+                f"augment.consistency is {self.consistency:g}, but augment.policy is {self.policy}: it compares the "
+                "mixes of augmix; leave one of them out"
+            )
+
+    @property
+    def strong(self) -> bool:
+        """Whether any step is on that `until` ends."""
+        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        return bool(self.rotation or self.policy != "none" or jitter or self.erase_p or self.cutout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Mixing of training images with others of their batch, after augmentation, and of their targets alike."""
+
+    name: Literal["none", "mixup", "cutmix", "ricap"] = "none"
+    """Blend two images (Zhang et al. 2018, arXiv:1710.09412), paste a rectangle of another (Yun et al. 2019,
+    arXiv:1905.04899), or put four together (Takahashi et al. 2018, arXiv:1811.09030)."""
+    alpha: float | None = None
+    """Shares are drawn from Beta(alpha, alpha): 1 is uniform, less is nearer 0 or 1; null is the paper's, 1 for mixup
+    and cutmix and 0.3 for ricap."""
+    p: float = 1.0
+    """Probability that an image is mixed at all."""
+
+    def __post_init__(self) -> None:
+        _require(self.alpha is None or 0 < self.alpha < math.inf, "mix.alpha", self.alpha, "a number above 0, or null")
+        _require(0 < self.p <= 1, "mix.p", self.p, "a probability above 0")
+        if self.name == "none" and (self.alpha is not None or self.p != 1):
+            given = "alpha" if self.alpha is not None else "p"
+            raise ConfigError(f"mix.{given} is given, but mix.name is none: name a method, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +337,8 @@ class Config:
     """Images a step."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What training images go through."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """How training images are mixed with each other."""
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     """How large training images are at first."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -345,6 +409,15 @@ class Config:
             )
         if self.model.width == "auto" and self.budget is None:
             raise ConfigError("model.width is auto and budget is null: give the budget that the width shall fill")
+        if self.augment.consistency and self.mix.name != "none":
+            raise ConfigError(
+                f"augment.consistency is {self.augment.consistency:g} and mix.name is {self.mix.name}: the loss "
+                "compares views of one image, and mixed ones are of several; leave one of them out"
+            )
+        if self.augment.until < 1 and not self.augment.strong and self.mix.name == "none":
+            raise ConfigError(
+                f"augment.until is {self.augment.until:g}, but nothing is on that would stop then: leave it out"
+            )
         if self.augment.crop_padding >= self.image_size:
             raise ConfigError(
                 f"augment.crop_padding is {self.augment.crop_padding}, expected less than image_size {self.image_size}"

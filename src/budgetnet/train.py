@@ -28,6 +28,8 @@ from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
 from budgetnet.files import atomic_write
+from budgetnet.mixing import mix
+from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
 from budgetnet.tracking import Metrics, Tracker
 
@@ -82,6 +84,7 @@ class Training:
         self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.network
         self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
+        self.classes = len(dataset.classes)
         self.images, self.labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
         self.average = optim.WeightAverage(self.network, config.ema) if config.ema else None
         self.optimizer = optim.make_optimizer(self.network, config.optimizer)
@@ -94,25 +97,34 @@ class Training:
         """The network that is validated, and kept when it does best."""
         return self.average.network if self.average else self.network
 
-    def loss(self, index: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
+    def loss(self, index: Tensor, seed: int, size: int, *, strong: bool = True) -> tuple[Tensor, Tensor]:
         """The loss of a batch of training images, and how many of them are classified right, on the device.
 
-        Nothing here or in `update` makes the host wait for an accelerator.
+        A mixed image is right where the class with the largest share of it is found; of several views of an image the
+        first counts. Nothing here or in `update` makes the host wait for an accelerator.
 
         Args:
             index: int64 (n,), places in the training set, on the device.
             seed: of augmentation and dropout.
             size: side in pixels that the augmented images are shrunk to.
+            strong: whether images are mixed, and augmented by more than crop and flip.
         """
         torch.manual_seed(seed)  # for dropout, which draws from the global generator
         rng = torch.Generator(self.device).manual_seed(seed)
-        x = resize(self.augment(self.images[index], index, self.at.epoch, rng), size)
-        y = self.labels[index]
+        x, y = self.augment(self.images[index], index, self.at.epoch, rng, strong=strong), self.labels[index]
+        labels = y
+        if strong and self.config.mix.name != "none":
+            x, y = mix(x, y, self.classes, self.config.mix, rng)
+            labels = y.argmax(1)
+        x = resize(x, size)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
             logits = self.forward(x.contiguous(memory_format=self.layout))
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.label_smoothing)
-        return loss, (logits.detach().argmax(1) == y).sum()
+        views = logits.float().reshape(-1, len(index), self.classes)  # one, or three with a consistency loss
+        loss = F.cross_entropy(views[0], y, label_smoothing=self.config.label_smoothing)
+        if len(views) > 1:
+            loss = loss + self.config.augment.consistency * jensen_shannon(views)
+        return loss, (views[0].detach().argmax(1) == labels).sum()
 
     def update(self, loss: Tensor, lr: float) -> None:
         """Move the weights, and their average, against the gradient of the loss."""
@@ -301,7 +313,8 @@ def _fit(
             started = time.monotonic()
             done = (at.epoch * steps + at.step) / (config.epochs * steps)
             size = progressive_size(config.progressive, done, training.images.shape[-1])
-            loss, correct = training.loss(batch, data.step_seed(config.seed, at.epoch, at.step), size)
+            strong = done < config.augment.until
+            loss, correct = training.loss(batch, data.step_seed(config.seed, at.epoch, at.step), size, strong=strong)
             pending.append((at.step, len(batch), loss.detach(), correct))
             look = time.monotonic() - clock - seen >= _LOOK_EVERY[device.type]
             if look:
