@@ -18,6 +18,7 @@ ORDER = [
     "cifar",
     "data",
     "augment",
+    "shift",
     "models",
     "engine",
     "evaluate",
