@@ -12,6 +12,7 @@ ORDER = [
     "devices",
     "files",
     "pickles",
+    "arrays",
     "download",
     "cache",
     "images",
