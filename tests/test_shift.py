@@ -13,8 +13,8 @@ import torch
 from budgetnet import shift
 from budgetnet.errors import ConfigError, DataError
 
-# CIFAR-10-C's saturate takes colour away before it adds any, elastic_transform bends the whole image and then, less far,
-# its parts, spatter is of water and then of mud, and frost lightens the image the less the more it hides.
+# CIFAR-10-C's saturate takes colour away before it adds any, elastic_transform bends first the whole image and then its
+# parts, less far, spatter is of water and then of mud, and frost lightens the image the less the more it hides.
 NOT_RISING = {"saturate", "elastic_transform", "spatter", "frost"}
 DRAWN = {
     *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow", "frost"),

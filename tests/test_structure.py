@@ -23,6 +23,8 @@ ORDER = [
     "models",
     "engine",
     "evaluate",
+    "remedies",
+    "robustness",
     "optim",
     "checkpoint",
     "tracking",
