@@ -176,11 +176,13 @@ def require_picture(path: Path) -> None:
     """Refuse early what could not be drawn.
 
     Raises:
-        ConfigError: `path` ends in neither .svg nor .png.
+        ConfigError: `path` ends in neither .svg nor .png, or its folder is not there.
         BudgetnetError: matplotlib is not installed.
     """
     if path.suffix.lower() not in (".svg", ".png"):
         raise ConfigError(f"the picture {path} ends in {path.suffix or 'nothing'!r}, expected .svg or .png")
+    if not path.parent.is_dir():
+        raise ConfigError(f"cannot write {path}: there is no folder {path.parent}; create it or choose another")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -183,7 +183,7 @@ def _filtered(x: _Floats, weights: _Floats, axis: int, border: _Border) -> _Floa
         return padded[(*[slice(None)] * axis, slice(start, start + size))]
 
     sign = 1.0 if weights[0] == weights[-1] else -1.0
-    total = weights[reach] * x
+    total: _Floats = weights[reach] * x
     # In SciPy's order, so that 255 everywhere stays 255 wherever it does there, before fractions are cut off.
     for i in range(reach):
         total += (window(i) + sign * window(2 * reach - i)) * weights[i]
