@@ -349,6 +349,7 @@ def _progress(silent: bool, out: TextIO) -> Progress:
 
 def _evaluate(options: Namespace) -> int:
     from budgetnet import cifar, evaluate
+    from budgetnet.remedies import render_scored
 
     corruptions, severities = _corruptions(options)
     _check_remedies(options)
@@ -390,7 +391,7 @@ def _evaluate(options: Namespace) -> int:
         lines = [evaluate.render(found[-1], classifier.classes)]
     if remedies:
         result["remedies"] = remedies
-        lines += ["", *(_remedy_of_scores(remedy, options.split) for remedy in remedies)]
+        lines += ["", *(render_scored(remedy, options.split) for remedy in remedies)]
     if options.precision == "int8":
         exactly, quantized = (_logits(either, classifier, images.images, options) for either in (exact, network))
         result["int8"] = _int8_cost(exactly, quantized, labels, options.split)
@@ -594,43 +595,6 @@ def _remedied(
     return remedies, classify
 
 
-def _remedy_name(remedy: dict[str, Any]) -> str:
-    if remedy["remedy"] == "norm statistics":
-        return f"norm statistics of these images (training's count as {remedy['prior']:,} images)"
-    what = f"temperature {remedy['temperature']:.4g}"
-    return what + (f", fitted on the {remedy['fitted']['images']:,} validation images" if "fitted" in remedy else "")
-
-
-def _change(title: str, before: dict[str, Any], after: dict[str, Any]) -> str:
-    accuracy, ece = ([100 * scores[key] for scores in (before, after)] for key in ("accuracy", "ece"))
-    return (
-        f"  {title:<8}accuracy {accuracy[0]:.2f} -> {accuracy[1]:.2f} %, loss {before['loss']:.3f} -> "
-        f"{after['loss']:.3f}, ECE {ece[0]:.2f} -> {ece[1]:.2f} %"
-    )
-
-
-def _remedy_of_scores(remedy: dict[str, Any], split: str) -> str:
-    """What a remedy did to the images that were scored."""
-    lines = [_remedy_name(remedy)]
-    if "fitted" in remedy and split == "val":
-        lines[0] += " (scored here too)"
-    before, after = remedy["before"], remedy["after"]
-    if "clean" in before:
-        lines.append(_change("clean", before["clean"], after["clean"]))
-    lines.append(_change("shifted" if "clean" in before else "", before, after))
-    return "\n".join(lines)
-
-
-def _remedy_of_predictions(remedy: dict[str, Any]) -> str:
-    """What a remedy did where labels may not be known."""
-    line = f"{_remedy_name(remedy)}: {remedy['predictions_changed']:.2%} of predictions changed"
-    if "accuracy_before" in remedy:
-        line += f", accuracy {remedy['accuracy_before']:.2%} -> {remedy['accuracy_after']:.2%}"
-    if "fitted" in remedy:
-        line += "\n" + _change("there", remedy["fitted"]["before"], remedy["fitted"]["after"])
-    return line
-
-
 def _dataset(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset:
     """The data that the options name, else what the model was trained on, with the classes that it knows."""
     from budgetnet import data
@@ -672,6 +636,7 @@ def _predict(options: Namespace) -> int:
     import torch
 
     from budgetnet import data, evaluate, predict
+    from budgetnet.remedies import render_predicted
 
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
@@ -745,7 +710,7 @@ def _predict(options: Namespace) -> int:
         print(f"against {options.labels}:")
         print(evaluate.render(scores, classifier.classes))
     for remedy in remedies:
-        print(_remedy_of_predictions(remedy))
+        print(render_predicted(remedy))
     if options.precision == "int8":
         print(_int8_line(cost))
     return 0

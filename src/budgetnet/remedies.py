@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,3 +145,49 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
     return math.sqrt(low * high)
+
+
+def render_scored(remedy: Mapping[str, Any], split: str) -> str:
+    """What a remedy did to the images of a split that were scored, as text for people, at most 80 columns wide.
+
+    Args:
+        remedy: an entry of `remedies` in the result of `evaluate`: what it is, and scores `before` and `after`.
+        split: of the images.
+    """
+    lines = [_name(remedy)]
+    if "fitted" in remedy and split == "val":
+        lines[0] += " (scored here too)"
+    before, after = remedy["before"], remedy["after"]
+    if "clean" in before:
+        lines.append(_change("clean", before["clean"], after["clean"]))
+    lines.append(_change("shifted" if "clean" in before else "", before, after))
+    return "\n".join(lines)
+
+
+def render_predicted(remedy: Mapping[str, Any]) -> str:
+    """What a remedy did to predictions, whose labels may not be known, as text for people.
+
+    Args:
+        remedy: an entry of `remedies` in the result of `predict`.
+    """
+    line = f"{_name(remedy)}: {remedy['predictions_changed']:.2%} of predictions changed"
+    if "accuracy_before" in remedy:
+        line += f", accuracy {remedy['accuracy_before']:.2%} -> {remedy['accuracy_after']:.2%}"
+    if "fitted" in remedy:
+        line += "\n" + _change("there", remedy["fitted"]["before"], remedy["fitted"]["after"])
+    return line
+
+
+def _name(remedy: Mapping[str, Any]) -> str:
+    if remedy["remedy"] == "norm statistics":
+        return f"norm statistics of these images (training's count as {remedy['prior']:,} images)"
+    what = f"temperature {remedy['temperature']:.4g}"
+    return what + (f", fitted on the {remedy['fitted']['images']:,} validation images" if "fitted" in remedy else "")
+
+
+def _change(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    accuracy, ece = ([100 * scores[key] for scores in (before, after)] for key in ("accuracy", "ece"))
+    return (
+        f"  {title:<8}accuracy {accuracy[0]:.2f} -> {accuracy[1]:.2f} %, loss {before['loss']:.3f} -> "
+        f"{after['loss']:.3f}, ECE {ece[0]:.2f} -> {ece[1]:.2f} %"
+    )
