@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from budgetnet import checkpoint, data, devices, engine, models
+from budgetnet import checkpoint, data, devices, engine, evaluate, models, shift
 from budgetnet.augment import normalize
 from budgetnet.cli import EXAMPLES, main
-from budgetnet.config import ModelConfig
+from budgetnet.config import ModelConfig, StageConfig
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
@@ -189,6 +189,106 @@ def test_evaluate_on_the_validation_split_finds_the_accuracy_that_chose_the_weig
     assert scores["accuracy"] == checkpoint.load_classifier(home / "run").provenance["val_accuracy"]
     assert main(["evaluate", "run", "--split", "train"]) == 0
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_validation_images_are_corrupted_by_their_place_in_the_training_set_and_scored(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    command = ["evaluate", "run", "--shift", "gaussian_noise", "--split", "val"]
+    assert main([*command, "--severity", "5", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    result = json.loads(shown.out)
+    assert (result["images"], result["split"], result["source"], result["seed"]) == (200, "val", "generated", 0)
+    assert result["mean_corruption"] is None
+    assert main(["evaluate", "run", "--split", "val", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == result["clean"]["accuracy"]
+
+    best, train = checkpoint.load_classifier(home / "run"), data.load("digits", None).train
+    config = best.provenance["config"]
+    _, chosen = data.split(train.labels, config["val_size"], config["split_seed"])
+    noisy = shift.corrupt(train.images[chosen], "gaussian_noise", 5, indices=chosen)
+    scores = evaluate.score(evaluate.predict_logits(best.network, noisy, best.mean, best.std), train.labels[chosen])
+    cell = result["corruptions"]["gaussian_noise"]["5"]
+    assert (cell["accuracy"], cell["loss"]) == (scores.accuracy, pytest.approx(scores.loss, rel=1e-5))
+
+    assert main([*command, "--limit", "40", "--output", "heat.svg"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "40 images of the val split; corruptions generated with seed 0" in shown
+    assert (home / "heat.svg").read_text().startswith("<?xml")
+
+
+def test_all_corruptions_are_measured_with_their_mean_and_progress_goes_to_standard_error(home):
+    done = budgetnet("evaluate", "run", "--shift", "all", "--severity", "3", "--limit", "30", cwd=home)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert [line.split()[0] for line in lines[1:21]] == [*shift.COMMON, "mean", *shift.EXTRA]
+    assert max(map(len, lines)) <= 80
+    assert "stand-in" in done.stdout
+    assert done.stderr.splitlines()[-1] == "scored 20 of 20 sets of images"
+
+
+def test_a_limit_keeps_each_class_in_its_share(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    found = []
+    for options in ([], ["--limit", "90"]):
+        assert main(["evaluate", "run", *options, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    counts, some = (np.sum(scores["confusion"], 1) for scores in found)
+    assert (found[1]["n"], found[1]["limit"], found[0]["limit"]) == (90, 90, None)
+    assert (np.abs(some - counts * 90 / 359) < 1).all()
+
+
+def test_each_remedy_is_told_with_what_it_did_to_the_images_that_were_scored(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    command = ["evaluate", "run", "--norm-statistics", "target", "--norm-prior", "16", "--temperature", "fit"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "run", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    norms, temperature = found["remedies"]
+    assert (norms["remedy"], norms["prior"], temperature["remedy"]) == ("norm statistics", 16, "temperature")
+    keys = ("accuracy", "loss", "ece")
+    assert norms["before"] == {key: plain[key] for key in keys}
+    assert norms["after"] == temperature["before"] != norms["before"]
+    assert temperature["after"] == {key: found[key] for key in keys}
+    assert temperature["after"]["accuracy"] == temperature["before"]["accuracy"]
+    assert temperature["after"]["loss"] != temperature["before"]["loss"]
+    fitted = temperature["fitted"]
+    assert (fitted["split"], fitted["images"]) == ("val", 200)
+    assert fitted["after"]["loss"] < fitted["before"]["loss"]
+
+    corrupted = ["--split", "val", "--shift", "contrast", "--severity", "4", "--limit", "60", "--engine", "torch"]
+    assert main([*command, *corrupted]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-6].startswith("norm statistics of these images (training's count as 16 images)")
+    assert re.fullmatch(r"temperature [\d.]+, fitted on the 200 validation images \(scored here too\)", lines[-3])
+    assert [line.split()[0] for line in lines[-2:]] == ["clean", "shifted"]
+
+
+def test_predict_takes_remedies_and_tells_what_they_changed(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    command = ["predict", "run", "digits.npy", "--norm-statistics", "target", "--temperature", "fit"]
+    assert main([*command, "--output", "remedied.csv", "--labels", "labels.csv", "--probabilities"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"norm statistics of these images .*% of predictions changed, accuracy .*% -> .*%$", lines[-3])
+    assert re.match(r"temperature .*, fitted on the 200 validation images: 0\.00% of predictions changed", lines[-2])
+    assert main([*command, "--json"]) == 0
+    norms, temperature = json.loads(capsys.readouterr().out)["remedies"]
+    assert 0 < norms["predictions_changed"] < 1
+    with open(home / "remedied.probabilities.csv", newline="") as file:
+        fitted = np.array([[float(row[str(c)]) for c in range(10)] for row in csv.DictReader(file)])
+    by_hand = str(temperature["temperature"])
+    command[-1] = by_hand
+    assert main([*command, "--output", "again.csv", "--probabilities"]) == 0
+    with open(home / "again.probabilities.csv", newline="") as file:
+        again = np.array([[float(row[str(c)]) for c in range(10)] for row in csv.DictReader(file)])
+    assert np.array_equal(fitted, again)
+    assert main([*command[:5], "--output", "cold.csv", "--probabilities"]) == 0
+    with open(home / "cold.probabilities.csv", newline="") as file:
+        untempered = np.array([[float(row[str(c)]) for c in range(10)] for row in csv.DictReader(file)])
+    powers = untempered ** (1 / temperature["temperature"])
+    assert np.allclose(powers / powers.sum(1, keepdims=True), fitted, atol=1e-5)
 
 
 def test_a_submission_has_a_row_an_image_and_is_scored_against_known_labels(home, capsys, monkeypatch):
@@ -386,6 +486,55 @@ def test_a_checkpoint_of_the_reference_project_is_evaluated(home, tmp_path, caps
     assert "does not say which images it was chosen by" in capsys.readouterr().err
 
 
+def test_official_corrupted_images_and_new_test_sets_are_read_and_said_to_be(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ModelConfig(name="residual", stages=(StageConfig(depth=1, width=4),))
+    best = checkpoint.Classifier(
+        network=models.build(model, 10),
+        model=model,
+        classes=data.CIFAR10_CLASSES,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        image_size=32,
+    )
+    checkpoint.save_classifier(tmp_path / "model.safetensors", best)
+    tiny_cifar10(tmp_path / "tiny")
+    labels = data.load("cifar10", tmp_path / "tiny").test.labels
+    rng = np.random.default_rng(0)
+    official = tmp_path / "tiny" / "CIFAR-10-C"
+    official.mkdir()
+    np.save(official / "labels.npy", np.tile(labels.numpy(), 5).astype(np.uint8))
+    np.save(official / "fog.npy", rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "tiny" / "cifar10.1_v6_data.npy", rng.integers(0, 256, (7, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "tiny" / "cifar10.1_v6_labels.npy", np.arange(7, dtype=np.int32))
+    command = ["evaluate", "model.safetensors", "--data", "tiny"]
+
+    assert main([*command, "--shift", "fog", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["source"], result["seed"], list(result["corruptions"]["fog"])) == (
+        str(Path("tiny") / "CIFAR-10-C"),
+        None,
+        list("12345"),
+    )
+    third = torch.from_numpy(np.load(official / "fog.npy")[8:12]).permute(0, 3, 1, 2)
+    scores = evaluate.score(evaluate.predict_logits(best.network, third, best.mean, best.std), labels)
+    assert result["corruptions"]["fog"]["3"]["loss"] == pytest.approx(scores.loss, rel=1e-4)
+    assert main([*command, "--shift", "fog", "--severity", "2"]) == 0
+    assert "4 images of the test split; corrupted as in tiny/CIFAR-10-C" in capsys.readouterr().out
+    assert main([*command, "--shift", "snow"]) == 1
+    assert "snow.npy: no such file or directory" in capsys.readouterr().err
+
+    assert main([*command, "--shift", "cifar10.1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["dataset"], result["n"], result["split"]) == ("cifar10.1", 7, "test")
+    assert main([*command, "--shift", "cifar10.2"]) == 1
+    assert "expected cifar102_test.npz, in it or in a folder of it" in capsys.readouterr().err
+    assert main([*command, "--temperature", "fit"]) == 1
+    assert (
+        "--temperature fit needs a validation split, and none of model.safetensors is known" in capsys.readouterr().err
+    )
+
+
 def test_a_class_that_no_image_has_counts_none(tmp_path, capsys):
     tiny_cifar10(tmp_path / "tiny")
     assert main(["data", "stats", str(tmp_path / "tiny"), "--json"]) == 0
@@ -484,6 +633,27 @@ def _bad(folder: Path) -> None:
         ("evaluate other.pth --model resnet_leaky", "other.pth does not fit resnet_leaky: conv2.weight is missing"),
         ("evaluate home/run --data empty --dataset cifar10", "empty"),
         ("evaluate home/run --engine torch --precision int8", "leave out --engine torch"),
+        ("evaluate home/run --shift fogg", "'fogg' is no corruption (did you mean fog?)"),
+        ("evaluate home/run --shift cifar10.3", "'cifar10.3' is no test set, expected cifar10.1, cifar10.2"),
+        ("evaluate home/run --shift fog --severity 6", "severity is 6, expected 1 (least) to 5"),
+        ("evaluate home/run --severity 3", "--severity is for corruptions: give --shift all"),
+        ("evaluate home/run --output out.svg", "--output is for corruptions: give --shift all"),
+        ("evaluate home/run --shift cifar10.1 --output out.svg", "--output is for corruptions"),
+        ("evaluate home/run --shift fog --output out.bmp", "out.bmp ends in '.bmp', expected .svg or .png"),
+        ("evaluate home/run --shift fog --severity 1 --output nowhere/out.svg", "there is no folder"),
+        ("evaluate home/run --shift cifar10.1 --split val", "is a test set, never to choose by: leave out --split val"),
+        ("evaluate home/run --shift cifar10.1", "home/run knows 10 classes (0, 1, 2, ...) in images of 32 pixels"),
+        ("evaluate home/run --limit 0", "--limit is 0, expected 1 to 359"),
+        ("evaluate home/run --limit 360", "--limit is 360, expected 1 to 359"),
+        ("evaluate home/run --norm-prior 16", "--norm-prior is for --norm-statistics target"),
+        ("evaluate home/run --norm-statistics target --norm-prior -1", "--norm-prior is -1, expected 0 or more"),
+        ("evaluate home/run --norm-statistics target --precision int8", "leave out --precision int8 or --norm-s"),
+        ("evaluate home/run --temperature cold", "found 'cold', expected fit or a number above 0"),
+        ("evaluate home/run --temperature nan", "found 'nan', expected fit or a number above 0"),
+        ("evaluate home/run --temperature 0", "found '0', expected fit or a number above 0"),
+        ("predict home/run home/digits.npy --temperature 2 --data tiny", "and --temperature fit fitted on"),
+        ("predict home/run home/digits.npy --temperature fit --dataset cifar10 --data empty", "named by --data: "),
+        ("predict home/run home/digits.npy --norm-statistics target --precision int8", "leave out --precision int8"),
         ("predict home/run home/digits.npy --data tiny", "what --precision int8 is calibrated on"),
         ("predict home/run home/digits.npy --precision int8 --dataset cifar10 --data empty", "named by --data: "),
         ("predict home/run home/digits.npy --precision int8 --dataset cifar10 --data tiny", "airplane"),

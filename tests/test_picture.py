@@ -1,4 +1,4 @@
-"""The picture of a network."""
+"""The pictures of networks and of scores under corruption."""
 
 import builtins
 import re
@@ -12,7 +12,9 @@ from PIL import Image
 from budgetnet import models
 from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetnetError, ConfigError
-from budgetnet.report import draw_network
+from budgetnet.report import draw_network, draw_shift
+from budgetnet.robustness import Cell, ShiftScores
+from budgetnet.shift import NAMES, SEVERITIES
 
 
 def network_called(name: str) -> torch.nn.Module:
@@ -125,3 +127,55 @@ def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BudgetnetError, match=r"needs matplotlib .* pip install 'budgetnet\[picture\]'"):
         draw_network(network_called("resnet18"), tmp_path / "network.png", "resnet18", 32)
+
+
+def shift_scores(names=NAMES, severities=SEVERITIES) -> ShiftScores:
+    cells = {
+        name: {s: Cell(accuracy=0.95 - i / 40 - s / 25, loss=1.0, ece=0.1) for s in severities}
+        for i, name in enumerate(names)
+    }
+    return ShiftScores(1000, Cell(0.96, 0.1, 0.01), cells)
+
+
+@pytest.mark.parametrize(("names", "severities"), [(NAMES, SEVERITIES), (("fog", "spatter"), (2,))])
+def test_the_heat_map_writes_every_accuracy_and_mean(names, severities, tmp_path):
+    import matplotlib
+
+    scores = shift_scores(names, severities)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_shift(scores, tmp_path / "heat.svg", "a title")
+    root = ET.fromstring((tmp_path / "heat.svg").read_text(encoding="utf-8"))
+    texts = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    cells = [cell.accuracy for row in scores.cells.values() for cell in row.values()]
+    means = [scores.mean([name]).accuracy for name in names]
+    assert sorted(t for t in texts if re.fullmatch(r"\d+\.\d", t)) == sorted(f"{100 * x:.1f}" for x in cells + means)
+    assert {*names, "a title", "mean", *map(str, severities)} <= {*texts}
+
+
+def test_numbers_of_the_heat_map_stand_out_from_their_cells_and_stay_inside(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **o: (figures.append(self), save(self, *a, **o)))
+    draw_shift(shift_scores(), tmp_path / "heat.png", "a title")
+    axes, renderer = figures[0].axes[0], figures[0].canvas.get_renderer()
+    cells = [(patch.get_window_extent(renderer), patch.get_facecolor()) for patch in axes.patches]
+    numbers = [text for text in axes.texts if re.fullmatch(r"\d+\.\d", text.get_text())]
+    assert len(numbers) == len(cells) == 19 * 6
+    for text in numbers:
+        extent = text.get_window_extent(renderer)
+        (shade,) = [
+            colour for box, colour in cells if box.contains(extent.x0, extent.y0) and box.contains(extent.x1, extent.y1)
+        ]
+        assert abs(np.dot(shade[:3], (0.299, 0.587, 0.114)) - (text.get_color() == "white")) > 0.45
+    with Image.open(tmp_path / "heat.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert all((edge == 255).all() for edge in (pixels[:10], pixels[-10:], pixels[:, :10], pixels[:, -10:]))
+
+
+@pytest.mark.parametrize("name", ["heat.pdf", "heat"])
+def test_a_heat_map_of_another_suffix_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match=r"expected \.svg or \.png"):
+        draw_shift(shift_scores(), tmp_path / name, "a title")
+    assert not list(tmp_path.iterdir())

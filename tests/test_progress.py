@@ -105,3 +105,27 @@ def test_decoding_is_told_of_in_tenths_in_a_file_and_by_a_bar_in_a_terminal(monk
 
 def test_durations_read_like_a_clock():
     assert [duration(s) for s in (0, 59.6, 61, 3600, 36_061)] == ["0:00", "1:00", "1:01", "1:00:00", "10:01:01"]
+
+
+def test_scoring_many_sets_of_images_says_a_line_every_tenth_of_the_way():
+    out = io.StringIO()
+    progress = PlainProgress(out)
+    for done in range(1, 97):
+        progress.score(done, 96)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == "scored 96 of 96 sets of images"
+    progress.score(6, 6)
+    Progress().score(1, 96)
+    assert len(out.getvalue().splitlines()) == 10
+
+
+def test_scoring_on_a_terminal_draws_a_bar_that_goes_away(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    out = Terminal()
+    progress = LiveProgress(out)
+    progress.score(48, 96)
+    assert "scoring ━━━━━━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌ 48 of 96 sets of images" in plain(out.getvalue())
+    progress.score(96, 96)
+    assert not progress.live.is_started

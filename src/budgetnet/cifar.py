@@ -1,6 +1,7 @@
-"""The official batches of CIFAR-10 and CIFAR-100: where they keep what, and how they are read.
+"""The official batches of CIFAR-10 and CIFAR-100, and published shifted test images: what is where, and how it is read.
 
-Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+Krizhevsky 2009, "Learning multiple layers of features from tiny images". CIFAR-10-C: Hendrycks and Dietterich 2019,
+arXiv:1903.12261. CIFAR-10.1: Recht et al. 2018, arXiv:1806.00451. CIFAR-10.2: Lu et al. 2020, "Harder or different?".
 """
 
 from __future__ import annotations
@@ -9,10 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from budgetnet.arrays import map_npy, read_npz
 from budgetnet.errors import DataError
-from budgetnet.images import SIDE, Images, checked_labels, few, read_binary, read_bytes, read_pickled
+from budgetnet.images import (
+    SIDE,
+    Images,
+    checked_labels,
+    few,
+    listing,
+    read_binary,
+    read_bytes,
+    read_pickled,
+)
 from budgetnet.pickles import unpickle
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -188,3 +201,105 @@ def read_batch(layout: Layout, path: Path) -> Images:
     if labels is None:
         raise DataError(f"{path}: found no {layout.labels}, expected a label for each of {len(part):,} images")
     return Images(part.images, checked_labels(path, labels, len(part), layout.classes))
+
+
+# Shifted test images. Nothing that trains or chooses reads them: they are no `Layout`.
+
+TEST_SETS = {
+    "cifar10.1": ("cifar10.1_v6_data.npy", "cifar10.1_v6_labels.npy"),
+    "cifar10.2": ("cifar102_test.npz",),
+    "cifar10.2-train": ("cifar102_train.npz",),
+}
+"""New test sets for CIFAR-10's classes and their files; the last is what its authors offer to train on, read as a test
+set like the others."""
+_CORRUPTED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
+_SEVERITIES = 5
+
+
+def read_test_set(name: str, root: Path) -> Images:
+    """One of `TEST_SETS`, whose files lie in a folder or in a folder directly in it.
+
+    Returns:
+        images uint8 (n, 3, 32, 32) with labels in [0, 10).
+
+    Raises:
+        DataError: a file is missing, damaged or hostile.
+    """
+    files = TEST_SETS[name]
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    held = [place for place in (root, *folders) if all((place / file).is_file() for file in files)]
+    if not held:
+        raise DataError(f"{root}: found {listing(root)}, expected {' and '.join(files)}, in it or in a folder of it")
+    path = held[0] / files[0]
+    if path.suffix == ".npz":
+        pixels, labels = read_npz(path, "images"), read_npz(path, "labels")
+    else:
+        pixels, labels = map_npy(path), map_npy(held[0] / files[1])
+    _require_images(path, pixels, None)
+    every = np.arange(len(pixels))
+    return Images(_picked(pixels, every), checked_labels(held[0] / files[-1], np.asarray(labels), len(pixels), 10))
+
+
+@dataclass(frozen=True)
+class CorruptedFiles:
+    """The official corrupted test images of CIFAR-10 or CIFAR-100; found by `locate_corrupted`."""
+
+    folder: Path
+    test_images: int
+    """Of the clean test set: each file holds as many of each severity, in its order."""
+
+    def images(self, name: str, severity: int, chosen: Tensor) -> Tensor:
+        """Some of the images of one corruption and severity.
+
+        Args:
+            name: of the corruption, which is that of its file.
+            severity: 1 to 5.
+            chosen: int64 (n,), which of the test images.
+
+        Returns:
+            uint8 (n, 3, 32, 32).
+
+        Raises:
+            DataError: the file is missing, damaged or of another shape.
+        """
+        path = self.folder / f"{name}.npy"
+        pixels = map_npy(path)
+        _require_images(path, pixels, _SEVERITIES * self.test_images)
+        return _picked(pixels, (severity - 1) * self.test_images + chosen.numpy())
+
+
+def locate_corrupted(dataset: str, root: Path, labels: Tensor) -> CorruptedFiles | None:
+    """The official corrupted images of a data set, where a folder holds them; None where it does not.
+
+    Args:
+        dataset: its name, such as cifar10.
+        root: what holds the folder CIFAR-10-C (or CIFAR-100-C).
+        labels: int64 (n,), of the clean test images, with which those of the files must agree.
+
+    Raises:
+        DataError: labels.npy is missing or damaged, or is not of these test images.
+    """
+    folder = root / _CORRUPTED.get(dataset, "")
+    if dataset not in _CORRUPTED or not folder.is_dir():
+        return None
+    path = folder / "labels.npy"
+    found = np.asarray(map_npy(path))
+    if found.dtype.kind not in "iu" or not np.array_equal(found, np.tile(labels.numpy(), _SEVERITIES)):
+        raise DataError(
+            f"{path}: found {found.dtype} data of shape {'x'.join(map(str, found.shape)) or 'scalar'}, expected the "
+            f"labels of the {len(labels):,} test images, {_SEVERITIES} times over: is it of another data set?"
+        )
+    return CorruptedFiles(folder, len(labels))
+
+
+def _require_images(path: Path, pixels: np.ndarray[Any, Any], count: int | None) -> None:
+    shape = (count or max(1, len(pixels) if pixels.ndim else 1), SIDE, SIDE, 3)
+    if pixels.dtype != np.uint8 or pixels.shape != shape:
+        raise DataError(
+            f"{path}: found {pixels.dtype} data of shape {'x'.join(map(str, pixels.shape)) or 'scalar'}, expected "
+            f"uint8 of shape {count or 'n'}x{SIDE}x{SIDE}x3"
+        )
+
+
+def _picked(pixels: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels[chosen].transpose(0, 3, 1, 2)))

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -26,16 +26,19 @@ if TYPE_CHECKING:
     import torch
 
     from budgetnet.checkpoint import Classifier
-    from budgetnet.data import Dataset
+    from budgetnet.data import Dataset, Images
     from budgetnet.engine import Engine
+    from budgetnet.evaluate import Scores
     from budgetnet.progress import Progress
+    from budgetnet.robustness import Cell, ShiftScores
 
 CALIBRATION_IMAGES, CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: they are calibrated on as float32
 COST_IMAGES = 5000  # by which the cost of int8 is told where there is no validation split
+SHIFT_SEED = 0  # of generated corruptions: one benchmark for all
 
 EXAMPLES = {
     "train": "budgetnet train recipes/quick.yaml --data ~/cifar --output runs/first --optimizer.lr 0.2",
-    "evaluate": "budgetnet evaluate runs/first --tta flip",
+    "evaluate": "budgetnet evaluate runs/first --shift all --split val --limit 1000",
     "predict": "budgetnet predict runs/first cifar_test_nolabel.pkl --output submission.csv",
     "models": "budgetnet models --budget 5000000",
     "inspect": "budgetnet inspect enhanced --picture enhanced.svg",
@@ -103,7 +106,15 @@ def _parser() -> ArgumentParser:
     command.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="which images (default test)"
     )
-    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+    command.add_argument("--limit", type=int, metavar="N", help="only N of its images, each class in its share")
+    _add_remedies(command)
+    command.add_argument(
+        "--shift",
+        metavar="NAME",
+        help="corrupt the images: a corruption's name, or all 19; or test on cifar10.1, cifar10.2 or cifar10.2-train",
+    )
+    command.add_argument("--severity", type=int, metavar="N", help="of the corruptions, 1 to 5 (default: each)")
+    command.add_argument("--output", type=Path, metavar="FILE.svg|png", help="draw a heat map of the corruptions")
 
     command = _command(commands, "predict", _predict, "classify images, and write a submission")
     _add_model(command)
@@ -115,7 +126,7 @@ def _parser() -> ArgumentParser:
         "--probabilities", action="store_true", help="write FILE.probabilities.csv too, a column a class"
     )
     command.add_argument("--labels", type=Path, metavar="FILE", help="score the predictions against known ID,Labels")
-    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+    _add_remedies(command)
 
     command = _command(commands, "models", _models, "list the networks, their size and whether they fit a budget")
     command.add_argument("--budget", type=int, default=5_000_000, help="trainable parameters (default 5000000)")
@@ -190,6 +201,35 @@ def _add_engine(command: ArgumentParser) -> None:
         default="fp32",
         help="int8 is faster; it is calibrated on training images (--data), and what it costs in accuracy is told",
     )
+
+
+def _add_remedies(command: ArgumentParser) -> None:
+    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+    command.add_argument(
+        "--norm-statistics",
+        choices=("source", "target"),
+        default="source",
+        help="of batch norms: those that training left, or those of the images at hand, without labels",
+    )
+    command.add_argument(
+        "--norm-prior", type=int, metavar="N", help="with target: training's statistics count as N images (default 0)"
+    )
+    command.add_argument(
+        "--temperature",
+        type=_temperature,
+        metavar="fit|T",
+        help="divide logits by T, or by what fits the validation split best (--data)",
+    )
+
+
+def _temperature(text: str) -> float | str:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if text != "fit" and not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"found {text!r}, expected fit or a number above 0")
+    return value or text
 
 
 def _train(arguments: list[str]) -> int:
@@ -308,45 +348,251 @@ def _progress(silent: bool, out: TextIO) -> Progress:
 
 
 def _evaluate(options: Namespace) -> int:
-    from budgetnet import data, evaluate
+    from budgetnet import cifar, evaluate
+    from budgetnet.remedies import render_scored
 
+    corruptions, severities = _corruptions(options)
+    _check_remedies(options)
     classifier = _classifier(options)
     trained = _trained_on(options.checkpoint, classifier)
-    dataset = _dataset(options, classifier, trained)
-    images = dataset.test if options.split == "test" else dataset.train
-    labels = images.labels
-    assert labels is not None
-    pixels = images.images
-    if options.split != "test":
-        if "val_size" not in trained:
-            raise ConfigError(
-                f"{options.checkpoint} does not say which images it was chosen by: only --split test is known"
-            )
-        if dataset.checksum != trained["data_checksum"]:
-            raise DataError(
-                f"{options.checkpoint} was trained on other data (checksum {trained['data_checksum'][:12]}, found "
-                f"{dataset.checksum[:12]}): of these images none are known as its {options.split} split"
-            )
-        chosen = data.split(labels, trained["val_size"], trained["split_seed"])[options.split == "val"]
-        if not len(chosen):
-            raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
-        pixels, labels = pixels[chosen], labels[chosen]
+    outside = options.shift in cifar.TEST_SETS
+    dataset = None
+    if not outside or options.precision == "int8" or options.temperature == "fit":
+        dataset = _dataset(options, classifier, trained)
+    if outside:
+        images = _test_set(options, classifier)
+    else:
+        assert dataset is not None
+        images = _split_images(options, dataset, trained)
+    images = _limited(images, options)
     network = exact = _network(options, classifier)
     if options.precision == "int8":
+        assert dataset is not None
         network = _quantized(classifier, dataset, trained)
-    logits = _logits(network, classifier, pixels, options)
-    scores = evaluate.score(logits, labels)
-    result = {"checkpoint": str(options.checkpoint), "dataset": dataset.name, "split": options.split}
-    result |= {**_computed_by(network), "tta": options.tta, **scores.to_dict()}
+    remedies, classify = _remedied(options, classifier, network, dataset, trained)
+    result = {
+        "checkpoint": str(options.checkpoint),
+        "dataset": options.shift if dataset is None or outside else dataset.name,
+        "split": options.split,
+        "limit": options.limit,
+        **_computed_by(network),
+        "tta": options.tta,
+    }
+    labels = images.labels
+    assert labels is not None
+    if corruptions:
+        assert dataset is not None
+        lines = _evaluate_shift(options, dataset, images, corruptions, severities, classify, remedies, result)
+    else:
+        found = [evaluate.score(logits, labels) for logits in classify(images.images)]
+        for remedy, before, after in zip(remedies, found, found[1:], strict=False):
+            remedy |= {"before": _brief(before), "after": _brief(after)}
+        result |= found[-1].to_dict()
+        lines = [evaluate.render(found[-1], classifier.classes)]
+    if remedies:
+        result["remedies"] = remedies
+        lines += ["", *(render_scored(remedy, options.split) for remedy in remedies)]
     if options.precision == "int8":
-        result["int8"] = _int8_cost(_logits(exact, classifier, pixels, options), logits, labels, options.split)
-    if options.json:
-        print(json.dumps(result))
-        return 0
-    print(evaluate.render(scores, classifier.classes))
-    if options.precision == "int8":
-        print(f"\n{_int8_line(result['int8'])}")
+        exactly, quantized = (_logits(either, classifier, images.images, options) for either in (exact, network))
+        result["int8"] = _int8_cost(exactly, quantized, labels, options.split)
+        lines += ["", _int8_line(result["int8"])]
+    print(json.dumps(result) if options.json else "\n".join(lines))
     return 0
+
+
+def _corruptions(options: Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The corruptions and severities that are asked for, none without; what makes no sense is refused."""
+    from budgetnet import cifar, report, shift
+
+    if options.shift is None or options.shift in cifar.TEST_SETS:
+        for name in ("severity", "output"):
+            if getattr(options, name) is not None:
+                raise ConfigError(f"--{name} is for corruptions: give --shift all, or leave it out")
+        if options.shift and options.split != "test":
+            raise ConfigError(f"{options.shift} is a test set, never to choose by: leave out --split {options.split}")
+        return (), ()
+    if options.shift not in ("all", *shift.NAMES, *cifar.TEST_SETS) and options.shift.startswith("cifar"):
+        raise ConfigError(f"{options.shift!r} is no test set, expected {', '.join(cifar.TEST_SETS)}")
+    names = shift.NAMES if options.shift == "all" else (options.shift,)
+    severities = shift.SEVERITIES if options.severity is None else (options.severity,)
+    shift.check(names[0], severities[0])
+    if options.output:
+        report.require_picture(options.output)
+    return names, severities
+
+
+def _check_remedies(options: Namespace) -> None:
+    target = options.norm_statistics == "target"
+    if options.norm_prior is not None and not target:
+        raise ConfigError("--norm-prior is for --norm-statistics target: give both, or leave it out")
+    if (options.norm_prior or 0) < 0:
+        raise ConfigError(f"--norm-prior is {options.norm_prior}, expected 0 or more images")
+    if target and options.precision == "int8":
+        raise ConfigError(
+            "int8 is calibrated for the norm statistics that training left: leave out --precision int8 or "
+            "--norm-statistics target"
+        )
+
+
+def _test_set(options: Namespace, classifier: Classifier) -> Images:
+    from budgetnet import cifar, data
+    from budgetnet.images import SIDE
+
+    if classifier.classes != cifar.CIFAR10_CLASSES or classifier.image_size != SIDE:
+        raise DataError(
+            f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...) "
+            f"in images of {classifier.image_size} pixels, but {options.shift} has those of CIFAR-10 in {SIDE}"
+        )
+    return cifar.read_test_set(options.shift, options.data or data.default_folder())
+
+
+def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any]) -> Images:
+    """The images of a split, whose ids are their places in the training set or the test set."""
+    import torch
+
+    from budgetnet import data
+
+    images = dataset.test if options.split == "test" else dataset.train
+    if options.split == "test":
+        return data.Images(images.images, images.labels, torch.arange(len(images)))
+    assert images.labels is not None
+    if "val_size" not in trained:
+        raise ConfigError(
+            f"{options.checkpoint} does not say which images it was chosen by: only --split test is known"
+        )
+    if dataset.checksum != trained["data_checksum"]:
+        raise DataError(
+            f"{options.checkpoint} was trained on other data (checksum {trained['data_checksum'][:12]}, found "
+            f"{dataset.checksum[:12]}): of these images none are known as its {options.split} split"
+        )
+    chosen = data.split(images.labels, trained["val_size"], trained["split_seed"])[options.split == "val"]
+    if not len(chosen):
+        raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
+    return data.Images(images.images[chosen], images.labels[chosen], chosen)
+
+
+def _limited(images: Images, options: Namespace) -> Images:
+    """Some of the images, the same each time, each class in its share."""
+    from budgetnet import data
+
+    if options.limit is None or options.limit == len(images):
+        return images
+    if not 1 <= options.limit <= len(images):
+        raise ConfigError(f"--limit is {options.limit:,}, expected 1 to {len(images):,}, the images that there are")
+    assert images.labels is not None
+    _, chosen = data.split(images.labels, options.limit, 0)
+    ids = None if images.ids is None else images.ids[chosen]
+    return data.Images(images.images[chosen], images.labels[chosen], ids)
+
+
+def _evaluate_shift(
+    options: Namespace,
+    dataset: Dataset,
+    images: Images,
+    names: tuple[str, ...],
+    severities: tuple[int, ...],
+    classify: Callable[[torch.Tensor], list[torch.Tensor]],
+    remedies: list[dict[str, Any]],
+    result: dict[str, Any],
+) -> list[str]:
+    """Score corrupted images; `result` and `remedies` are completed, and what a person reads is returned."""
+    from budgetnet import cifar, data, report, robustness, shift
+
+    labels, ids = images.labels, images.ids
+    assert labels is not None
+    assert ids is not None
+    shift.require_size(*images.images.shape[2:])
+    official = None
+    if options.split == "test" and dataset.test.labels is not None:
+        official = cifar.locate_corrupted(dataset.name, options.data or data.default_folder(), dataset.test.labels)
+
+    def corrupted(name: str, severity: int) -> torch.Tensor:
+        if official is not None:
+            return official.images(name, severity, ids)
+        return shift.corrupt(images.images, name, severity, indices=ids, seed=SHIFT_SEED)
+
+    progress = _progress(options.json, sys.stderr)
+    try:
+        tables = robustness.measure(classify, images.images, labels, corrupted, names, severities, progress.score)
+    finally:
+        progress.end()
+    final = tables[-1]
+    if official is not None:
+        source = str(official.folder)
+        line = f"corrupted as in {source}"
+    else:
+        source = "generated"
+        line = f"corruptions generated with seed {SHIFT_SEED}"
+        line += "\n(frost is a stand-in for the photographs that CIFAR-10-C shows)" if "frost" in names else ""
+    result |= {"images": len(labels), "source": source, "seed": None if official else SHIFT_SEED, **final.to_dict()}
+    for remedy, before, after in zip(remedies, tables, tables[1:], strict=False):
+        remedy |= {"before": _shift_brief(before), "after": _shift_brief(after)}
+    if options.output:
+        report.draw_shift(final, options.output, f"{options.checkpoint}: {options.split} images under corruption")
+        result["output"] = str(options.output)
+    lines = [robustness.render(final), "", f"{len(labels):,} images of the {options.split} split; {line}"]
+    return lines + ([f"drawn to {options.output}"] if options.output else [])
+
+
+def _brief(scores: Scores | Cell) -> dict[str, float]:
+    return {"accuracy": scores.accuracy, "loss": scores.loss, "ece": scores.ece}
+
+
+def _shift_brief(scores: ShiftScores) -> dict[str, Any]:
+    """The mean over the 15 corruptions where all were measured, else over those that were; and clean."""
+    from budgetnet.shift import COMMON
+
+    mean = scores.mean(COMMON) or scores.mean(list(scores.cells))
+    assert mean is not None
+    return {**_brief(mean), "clean": _brief(scores.clean)}
+
+
+def _remedied(
+    options: Namespace,
+    classifier: Classifier,
+    network: torch.nn.Module | Engine,
+    dataset: Dataset | None,
+    trained: dict[str, Any],
+) -> tuple[list[dict[str, Any]], Callable[[torch.Tensor], list[torch.Tensor]]]:
+    """What is to be done at test time, and what gives the logits of images without it and after each remedy."""
+    from dataclasses import replace
+
+    from budgetnet import evaluate
+    from budgetnet.remedies import adapted, fit_temperature
+
+    remedies: list[dict[str, Any]] = []
+    temperatures: list[float] = []
+
+    def classify(pixels: torch.Tensor) -> list[torch.Tensor]:
+        found = [_logits(network, classifier, pixels, options)]
+        if options.norm_statistics == "target":
+            own = adapted(classifier.network, pixels, classifier.mean, classifier.std, options.norm_prior or 0)
+            compiled = _network(options, replace(classifier, network=own), warn=False)
+            found.append(_logits(compiled, classifier, pixels, options))
+        return found + [found[-1] / temperature for temperature in temperatures]
+
+    if options.norm_statistics == "target":
+        remedies.append({"remedy": "norm statistics", "prior": options.norm_prior or 0})
+    if options.temperature == "fit":
+        assert dataset is not None
+        labels = dataset.train.labels
+        assert labels is not None
+        _, validation = _known_split(dataset, trained)
+        if not len(validation):
+            raise ConfigError(
+                f"--temperature fit needs a validation split, and none of {options.checkpoint} is known in these data: "
+                "give a number"
+            )
+        logits, labels = classify(dataset.train.images[validation])[-1], labels[validation]
+        temperature = fit_temperature(logits, labels)
+        before, after = (_brief(evaluate.score(either, labels)) for either in (logits, logits / temperature))
+        fitted = {"split": "val", "images": len(labels), "before": before, "after": after}
+        remedies.append({"remedy": "temperature", "temperature": temperature, "fitted": fitted})
+        temperatures.append(temperature)
+    elif options.temperature is not None:
+        remedies.append({"remedy": "temperature", "temperature": options.temperature})
+        temperatures.append(options.temperature)
+    return remedies, classify
 
 
 def _dataset(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset:
@@ -390,17 +636,29 @@ def _predict(options: Namespace) -> int:
     import torch
 
     from budgetnet import data, evaluate, predict
+    from budgetnet.remedies import render_predicted
 
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
-    if options.precision != "int8" and (options.data or options.dataset):
-        raise ConfigError("--data and --dataset name what --precision int8 is calibrated on: leave them out")
+    if options.precision != "int8" and options.temperature != "fit" and (options.data or options.dataset):
+        raise ConfigError(
+            "--data and --dataset name what --precision int8 is calibrated on and --temperature fit fitted on: leave "
+            "them out"
+        )
+    _check_remedies(options)
     classifier = _classifier(options)
     images = data.read_images(options.input, classifier.image_size)
     network = _network(options, classifier)
+    trained = _trained_on(options.checkpoint, classifier)
+    dataset = _data_to_fit(options, classifier, trained)
     if options.precision == "int8":
-        network, cost = _quantized_for_prediction(options, classifier, network)
-    logits = _logits(network, classifier, images.images, options)
+        assert dataset is not None
+        network, cost = _quantized_for_prediction(options, classifier, network, dataset, trained)
+    remedies, classify = _remedied(options, classifier, network, dataset, trained)
+    stages = classify(images.images)
+    logits = stages[-1]
+    for remedy, before, after in zip(remedies, stages, stages[1:], strict=False):
+        remedy["predictions_changed"] = (before.argmax(1) != after.argmax(1)).double().mean().item()
     probabilities = torch.softmax(logits, 1)
     labels = logits.argmax(1).tolist()
     ids = list(range(len(labels))) if images.ids is None else images.ids.tolist()
@@ -413,11 +671,19 @@ def _predict(options: Namespace) -> int:
     }
     if options.precision == "int8":
         result["int8"] = cost
+    if remedies:
+        result["remedies"] = remedies
     if options.output:
         # What can be refused comes first, so that a mistake leaves nothing behind.
         if options.labels:
-            scores = predict.score_predictions(ids, labels, options.labels, len(classifier.classes))
+            every = [
+                predict.score_predictions(ids, stage.argmax(1).tolist(), options.labels, len(classifier.classes))
+                for stage in stages
+            ]
+            scores = every[-1]
             result["scores"] = scores.to_dict()
+            for remedy, one, other in zip(remedies, every, every[1:], strict=False):
+                remedy |= {"accuracy_before": one.accuracy, "accuracy_after": other.accuracy}
         if options.probabilities:
             beside = options.output.with_suffix(".probabilities.csv")
             predict.write_probabilities(beside, ids, probabilities, classifier.classes, files=images.names)
@@ -443,19 +709,35 @@ def _predict(options: Namespace) -> int:
     if options.labels:
         print(f"against {options.labels}:")
         print(evaluate.render(scores, classifier.classes))
+    for remedy in remedies:
+        print(render_predicted(remedy))
     if options.precision == "int8":
         print(_int8_line(cost))
     return 0
 
 
-def _network(options: Namespace, classifier: Classifier) -> torch.nn.Module | Engine:
+def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset | None:
+    """The data that a prediction is prepared by, where it is."""
+    if options.precision == "int8":
+        what = "--precision int8 is calibrated on training images"
+    elif options.temperature == "fit":
+        what = "--temperature fit is fitted on validation images"
+    else:
+        return None
+    try:
+        return _dataset(options, classifier, trained)
+    except DataError as error:
+        raise DataError(f"{what}, named by --data: {error}") from error
+
+
+def _network(options: Namespace, classifier: Classifier, *, warn: bool = True) -> torch.nn.Module | Engine:
     """What computes in fp32: an engine, or the network itself."""
     from budgetnet import engine
 
     onnx = options.engine == "onnx" or options.precision == "int8"
     if options.engine == "auto" and next(classifier.network.parameters()).device.type == "cpu":
         onnx = onnx or engine.available()
-        if not onnx:
+        if not onnx and warn:
             _warn("onnx and onnxruntime are not installed, so PyTorch computes, which takes several times as long")
     return engine.compile_network(classifier.network, _image_shape(classifier)) if onnx else classifier.network
 
@@ -475,14 +757,13 @@ def _quantized(classifier: Classifier, dataset: Dataset, trained: dict[str, Any]
 
 
 def _quantized_for_prediction(
-    options: Namespace, classifier: Classifier, exact: torch.nn.Module | Engine
+    options: Namespace,
+    classifier: Classifier,
+    exact: torch.nn.Module | Engine,
+    dataset: Dataset,
+    trained: dict[str, Any],
 ) -> tuple[Engine, dict[str, Any]]:
     """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
-    trained = _trained_on(options.checkpoint, classifier)
-    try:
-        dataset = _dataset(options, classifier, trained)
-    except DataError as error:
-        raise DataError(f"--precision int8 is calibrated on training images, named by --data: {error}") from error
     labels = dataset.train.labels
     assert labels is not None
     training, validation = _known_split(dataset, trained)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from budgetnet import cache
+from budgetnet.arrays import map_npy
 from budgetnet.errors import DataError, reason
 from budgetnet.pickles import unpickle
 
@@ -80,7 +80,7 @@ def read_images(path: Path, image_size: int = SIDE) -> Images:
     if suffix in SUFFIXES:
         return Images(torch.from_numpy(cache.read_image(path, image_size))[None], names=(path.name,))
     if suffix == ".npy":
-        return Images(_layout_of(path, _read_npy(path), image_size))
+        return Images(_layout_of(path, map_npy(path), image_size))
     if suffix == ".bin":
         if image_size != SIDE:
             raise DataError(f"{path}: found images of 32x32 pixels, expected {image_size}x{image_size}")
@@ -189,14 +189,6 @@ def few(names: Iterable[str], count: int = 5) -> str:
     """The first names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def _read_npy(path: Path) -> np.ndarray[Any, Any]:
-    try:
-        # A memory map is checked against the size of the file before anything as large as the header says is allocated.
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, tokenize.TokenError) as error:
-        raise DataError(f"{path}: found no whole .npy array, expected uint8 images written by numpy.save") from error
 
 
 def _layout_of(path: Path, pixels: np.ndarray[Any, Any], side: int) -> Tensor:

@@ -59,6 +59,9 @@ class Progress:
     def decode(self, done: int, total: int) -> None:
         """So many image files are decoded."""
 
+    def score(self, done: int, total: int) -> None:
+        """So many sets of images are scored."""
+
 
 class PlainProgress(Progress):
     """A row an epoch, for files and pipes."""
@@ -110,6 +113,11 @@ class PlainProgress(Progress):
         if done < total and done * 10 // total > self.decoded * 10 // total:
             self.say(f"decoded {done:,} of {total:,} images")
         self.decoded = done % total
+
+    def score(self, done: int, total: int) -> None:
+        """Print a line every tenth of the way, unless there are few sets."""
+        if total >= 10 and done * 10 // total > (done - 1) * 10 // total:
+            self.say(f"scored {done} of {total} sets of images")
 
     @staticmethod
     def _width(form: str, key: str) -> int:
@@ -183,6 +191,13 @@ class LiveProgress(PlainProgress):
         self.shown = now
         self.live.start()
         self.live.update(self.text(f"decoding {_bar(done / total, 30)} {done:,} of {total:,} images"), refresh=True)
+        if done == total:
+            self.live.stop()
+
+    def score(self, done: int, total: int) -> None:
+        """Redraw a bar of the sets of images that are scored."""
+        self.live.start()
+        self.live.update(self.text(f"scoring {_bar(done / total, 30)} {done} of {total} sets of images"), refresh=True)
         if done == total:
             self.live.stop()
 

@@ -13,9 +13,12 @@ from torch import nn
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.files import replacing
 from budgetnet.models import Row, summarize
+from budgetnet.robustness import ShiftScores
+from budgetnet.shift import COMMON, EXTRA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Sizes in points, which is what text comes in: a box is as wide as its longest line needs.
 _FONT, _LINE, _GAP, _PAD = 9.0, 13.0, 16.0, 8.0
@@ -69,14 +72,7 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
         ConfigError: `path` ends in something else.
         BudgetnetError: matplotlib is not installed, or `path` cannot be written.
     """
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise ConfigError(f"the picture {path} ends in {path.suffix or 'nothing'!r}, expected .svg or .png")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BudgetnetError(f"a picture needs matplotlib ({error}): pip install 'budgetnet[picture]'") from error
-
+    require_picture(path)
     channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
     rows = summarize(network, image_size, channels)
     panels = _panels(rows)
@@ -90,8 +86,7 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
         f"{multiply_adds / 1e6:,.1f} million multiply-adds"
     )
     width = max(width, len(subtitle) * _CHARACTER + 2 * _GAP)
-    figure = Figure(figsize=(width / 72, height / 72))
-    FigureCanvasAgg(figure)  # no display, and nothing of pyplot's global state
+    figure = _figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
@@ -106,6 +101,105 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
             arrow = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", xy=(x + _GAP, middle), xytext=(x, middle), arrowprops=arrow)
         x += _GAP
+    _save(figure, path)
+
+
+def draw_shift(scores: ShiftScores, path: Path, title: str) -> None:
+    """Draw the accuracy on each corruption and severity as a heat map with its numbers; shades are shares of clean.
+
+    Args:
+        scores: of one or more corruptions.
+        path: where to write, ending in .svg or .png; written over.
+        title: heading of the picture.
+
+    Raises:
+        ConfigError: `path` ends in something else.
+        BudgetnetError: matplotlib is not installed, or `path` cannot be written.
+    """
+    require_picture(path)
+    from matplotlib import colormaps
+
+    shades = colormaps["cividis"]  # the same to those who confuse red and green, and in grey
+    groups = [[name for name in group if name in scores.cells] for group in (COMMON, EXTRA)]
+    severities = list(next(iter(scores.cells.values())))
+    cell, name_width, top = (50.0, 20.0), 130.0, 78.0
+    names = [name for group in groups for name in group]
+    gap = 8.0 if all(groups) else 0.0
+    width = name_width + (len(severities) + 1) * cell[0] + gap + 2 * _GAP
+    width = max(width, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
+    height = top + len(names) * cell[1] + gap + 2.6 * _LINE + _GAP
+    figure = _figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    axes.text(_GAP, _GAP + 3, title, fontsize=12, fontweight="bold", va="center")
+    clean = (
+        f"accuracy in % by severity; clean, the lightest: {100 * scores.clean.accuracy:.2f} ({scores.images:,} images)"
+    )
+    axes.text(_GAP, _GAP + 1.5 * _LINE, clean, fontsize=_FONT, color="#444444", va="center")
+
+    def write(x: float, y: float, share: float) -> None:
+        from matplotlib.patches import Rectangle
+
+        shade = shades(share / max(scores.clean.accuracy, share, 1e-9))
+        axes.add_patch(Rectangle((x, y), *cell, facecolor=shade, edgecolor="white", lw=1))
+        light = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.5
+        middle = (x + cell[0] / 2, y + cell[1] / 2)
+        colour = "black" if light else "white"
+        axes.text(*middle, f"{100 * share:.1f}", fontsize=_FONT, color=colour, ha="center", va="center")
+
+    lefts = [_GAP + name_width + i * cell[0] for i in range(len(severities))]
+    last = _GAP + name_width + len(severities) * cell[0] + 8
+    for x, heading in zip([*lefts, last], [*map(str, severities), "mean"], strict=True):
+        axes.text(x + cell[0] / 2, top - _LINE / 2, heading, fontsize=_FONT, ha="center", va="center")
+    y = top
+    for group in groups:
+        for name in group:
+            axes.text(_GAP + name_width - 6, y + cell[1] / 2, name, fontsize=_FONT, ha="right", va="center")
+            for x, severity in zip(lefts, severities, strict=True):
+                write(x, y, scores.cells[name][severity].accuracy)
+            mean = scores.mean([name])
+            assert mean is not None, "of what was measured"
+            write(last, y, mean.accuracy)
+            y += cell[1]
+        y += gap
+    means = [
+        f"{what} {100 * mean.accuracy:.2f} %"
+        for what, mean in (("mean corruption accuracy", scores.mean(COMMON)), ("of the 4 extra", scores.mean(EXTRA)))
+        if mean
+    ]
+    axes.text(_GAP, y + _LINE, ", ".join(means), fontsize=_FONT, va="center")
+    _save(figure, path)
+
+
+def require_picture(path: Path) -> None:
+    """Refuse early what could not be drawn.
+
+    Raises:
+        ConfigError: `path` ends in neither .svg nor .png, or its folder is not there.
+        BudgetnetError: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise ConfigError(f"the picture {path} ends in {path.suffix or 'nothing'!r}, expected .svg or .png")
+    if not path.parent.is_dir():
+        raise ConfigError(f"cannot write {path}: there is no folder {path.parent}; create it or choose another")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise BudgetnetError(f"a picture needs matplotlib ({error}): pip install 'budgetnet[picture]'") from error
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty picture of that size in points."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72))
+    FigureCanvasAgg(figure)  # no display, and nothing of pyplot's global state
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         kind = path.suffix.lower()[1:]
         figure.savefig(temporary, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)

@@ -1,0 +1,159 @@
+"""Norm statistics of the images at hand, and the temperature of probabilities."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from budgetnet import models, remedies
+from budgetnet.augment import normalize
+from budgetnet.config import ModelConfig, StageConfig
+from budgetnet.errors import CheckpointError, ConfigError, DataError
+from budgetnet.evaluate import predict_logits, score
+from budgetnet.remedies import adapted, fit_temperature
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def images(n: int, seed: int = 0, low: int = 0, high: int = 256) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, (n, 3, 8, 8), generator=rng, dtype=torch.uint8)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Small, with norms that have seen some images."""
+    torch.manual_seed(0)
+    stages = (StageConfig(depth=1, width=6), StageConfig(block="preact", depth=1, width=8, stride=2))
+    built = models.build(ModelConfig(name="residual", stages=stages), 5)
+    with torch.no_grad():
+        for step in range(3):
+            built(normalize(images(8, seed=step), MEAN, STD))
+    return built.eval()
+
+
+def statistics(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in network.state_dict().items() if "running" in key}
+
+
+def norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def inputs_of(network: nn.Module, norm: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    found = []
+    handle = norm.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0]))
+    with torch.no_grad():
+        network(normalize(pixels, MEAN, STD))
+    handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("prior", [0, 24, 1000])
+def test_each_norm_takes_the_statistics_of_its_inputs_blended_with_those_of_training(network, prior):
+    dark = images(40, seed=99, high=120)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    found = adapted(network, dark, MEAN, STD, prior)
+    ours = 40 / (40 + prior)
+    source = norms(network)
+    for name, norm in norms(found).items():
+        # Through the norms before it as they are now, which is what one batch makes exact.
+        x = inputs_of(found, norm, dark)
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        assert torch.allclose(norm.running_mean, (1 - ours) * source[name].running_mean + ours * mean, atol=1e-5)
+        assert torch.allclose(norm.running_var, (1 - ours) * source[name].running_var + ours * variance, rtol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), "a copy is changed"
+    weights = {key: value for key, value in found.state_dict().items() if "running" not in key}
+    assert all(torch.equal(value, before[key]) for key, value in weights.items())
+    assert not found.training
+
+
+def test_the_order_of_the_images_changes_nothing(network, monkeypatch):
+    monkeypatch.setattr(remedies, "_PIXELS", 16 * 64)  # batches of 16
+    some = images(50, seed=1)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    one, other = (statistics(adapted(network, pixels, MEAN, STD, 3)) for pixels in (some, some[order]))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_several_batches_come_close_to_one(network, monkeypatch):
+    some = images(200, seed=1, low=100)
+    whole = statistics(adapted(network, some, MEAN, STD))
+    monkeypatch.setattr(remedies, "_PIXELS", 50 * 64)
+    batched = statistics(adapted(network, some, MEAN, STD))
+    source = statistics(network)
+    assert any(not torch.equal(value, batched[key]) for key, value in whole.items())
+    for key, value in whole.items():
+        assert (value - batched[key]).abs().max() < 0.2 * (value - source[key]).abs().max() + 0.02
+
+
+def test_a_large_prior_leaves_the_network_as_it_was(network):
+    some = images(4, seed=5)
+    found = adapted(network, some, MEAN, STD, 10**9)
+    expected, logits = (predict_logits(either, some, MEAN, STD) for either in (network, found))
+    assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_contrast_that_was_lost_is_brought_back(network):
+    some = images(64, seed=7)
+    grey = 255 * torch.tensor(MEAN).view(3, 1, 1)  # which is 0 to the network, as is its padding
+    dimmed = (grey + (some - grey) / 4).round().byte()
+    expected = predict_logits(adapted(network, some, MEAN, STD), some, MEAN, STD)
+    plain = predict_logits(network, dimmed, MEAN, STD)
+    found = predict_logits(adapted(network, dimmed, MEAN, STD), dimmed, MEAN, STD)
+    assert (found - expected).abs().mean() < 0.1 * (plain - expected).abs().mean()
+
+
+def test_what_cannot_be_adapted_is_refused(network):
+    with pytest.raises(ConfigError, match="norm_prior is -1, expected 0 or more"):
+        adapted(network, images(3), MEAN, STD, -1)
+    with pytest.raises(DataError, match="found 1 images, expected two or more"):
+        adapted(network, images(1), MEAN, STD)
+    with pytest.raises(ConfigError, match="no batch norms"):
+        adapted(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), images(3), MEAN, STD)
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="not finite"):
+        adapted(network, images(3), MEAN, STD)
+
+
+# Temperature
+
+
+def calibrated(n: int, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are right as often as they say once they are divided by the temperature."""
+    rng = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(n, 10, generator=rng)
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=rng)[:, 0]
+    return logits * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_the_temperature_that_was_applied_is_found_and_calibrates(temperature):
+    logits, labels = calibrated(5000, temperature)
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.04)
+    assert score(logits / found, labels).ece < 0.02
+
+
+def test_the_temperature_has_the_least_cross_entropy_of_all_on_a_fine_grid():
+    logits, labels = calibrated(300, 1.7)
+    grid = torch.logspace(-1.3, 1.3, 2001, dtype=torch.float64)
+    losses = torch.stack([F.cross_entropy(logits.double() / t, labels) for t in grid])
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(grid[losses.argmin()].item(), rel=2e-3)
+    assert F.cross_entropy(logits.double() / found, labels) <= losses.min()
+
+
+def test_the_order_of_the_images_does_not_change_the_temperature():
+    logits, labels = calibrated(300, 1.7)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    assert fit_temperature(logits[order], labels[order]) == fit_temperature(logits, labels)
+
+
+def test_a_network_that_is_never_wrong_or_never_right_gets_the_end_of_the_range():
+    logits = torch.eye(4) * 3
+    assert fit_temperature(logits, torch.arange(4)) == remedies.LOWEST
+    assert fit_temperature(logits, (torch.arange(4) + 1) % 4) == remedies.HIGHEST
+    with pytest.raises(DataError, match="no images"):
+        fit_temperature(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
