@@ -1,7 +1,7 @@
 """Records behind the numbers that README and the recipes state.
 
     python results/records.py add NAME RUN [RUN ...]    sum finished runs of one recipe up in results/NAME.json
-    python results/records.py table                     write README's results from the records
+    python results/records.py table                     write README's results and docs/ablations.md from the records
 
 A record holds what each run says of itself; nothing is typed in by hand.
 """
@@ -17,12 +17,15 @@ from typing import Any
 
 import yaml
 
+from budgetnet import ablate
 from budgetnet import config as configuration
 from budgetnet.files import atomic_write
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- results: written by `make table` -->", "<!-- end of results -->"
+ABLATIONS = HERE.parent / "docs" / "ablations.md"
+ABLATIONS_BEGIN, ABLATIONS_END = "<!-- ablations: written by `make table` -->", "<!-- end of ablations -->"
 
 
 def record(runs: list[Path]) -> dict[str, Any]:
@@ -130,6 +133,14 @@ def with_table(readme: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
+def with_ablations(page: str) -> str:
+    """The text of docs/ablations.md with the table of each study under results/ablations written anew."""
+    before, _, rest = page.partition(ABLATIONS_BEGIN)
+    _, _, after = rest.partition(ABLATIONS_END)
+    tables = [ablate.markdown(json.loads(path.read_text())) for path in sorted((HERE / "ablations").glob("*.json"))]
+    return "\n\n".join([before + ABLATIONS_BEGIN, *tables, ABLATIONS_END + after])
+
+
 def main(arguments: list[str]) -> None:
     """Run the command line."""
     if len(arguments) >= 3 and arguments[0] == "add":
@@ -138,6 +149,7 @@ def main(arguments: list[str]) -> None:
         print(path)
     elif arguments == ["table"]:
         atomic_write(README, with_table(README.read_text()).encode())
+        atomic_write(ABLATIONS, with_ablations(ABLATIONS.read_text()).encode())
     else:
         sys.exit(__doc__)
 

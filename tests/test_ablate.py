@@ -1,48 +1,204 @@
-"""Ablations: variants of a recipe by seed, recorded as they finish, and the page that shows the records."""
+"""Studies of what options are worth: planned before anything trains, resumable, never tested, compared seed by seed."""
 
 import importlib.util
 import json
+import math
 import statistics
 from pathlib import Path
 
 import pytest
 
+from budgetnet import ablate
 from budgetnet import train as training
+from budgetnet.ablate import Study
+from budgetnet.cli import main
+from budgetnet.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
+SMOKE = ROOT / "recipes" / "smoke.yaml"
 
 
-@pytest.fixture(scope="module")
-def ablate():
-    spec = importlib.util.spec_from_file_location("ablate", ROOT / "results" / "ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_each_variant_trains_by_each_seed_and_what_is_finished_is_not_trained_again(ablate, tmp_path, monkeypatch):
-    spec = tmp_path / "smoke.yaml"
-    recipe = ROOT / "recipes" / "smoke.yaml"
-    spec.write_text(f"recipe: {recipe}\nalways: --epochs 1\nvariants:\n  as it is: ''\n  slow: --optimizer.lr 1e-9\n")
-    found = ablate.ablate(spec, 2, None, tmp_path / "runs", "cpu")
-    assert json.loads(spec.with_suffix(".json").read_text()) == found
-    runs = found["runs"]
-    assert [(row["variant"], row["seed"]) for row in runs] == [
-        ("as it is", 0),
-        ("slow", 0),
-        ("as it is", 1),
-        ("slow", 1),
+def record(*accuracies: list[float], val_size: int = 5000) -> dict:
+    """A record with a list of accuracies, one a seed, for each variant."""
+    runs = [
+        {
+            "variant": f"variant {i}",
+            "options": f"--x {i}" if i else "",
+            "seed": seed,
+            "val_accuracy": accuracy,
+            "val_size": val_size,
+            "parameters": 10,
+        }
+        for i, variant in enumerate(accuracies)
+        for seed, accuracy in enumerate(variant)
     ]
-    monkeypatch.setattr(training, "_fit", None)
-    assert ablate.ablate(spec, 2, None, tmp_path / "runs", "cpu") == found
-
-    lines = ablate.table(found).splitlines()
-    differences = [100 * (runs[i + 1]["val_accuracy"] - runs[i]["val_accuracy"]) for i in (0, 2)]
-    assert f"| {statistics.mean(differences):+.2f} ± {statistics.stdev(differences):.2f} |" in lines[-1]
-    assert "`--optimizer.lr 1e-9`" in lines[-1]
-    assert lines[-2].count("|  |") >= 1, "the first is not compared with itself"
+    return {"recipe": "r.yaml", "always": "--epochs 1", "seeds": 3, "hardware": {"cpu": "A CPU, AVX"}, "runs": runs}
 
 
-def test_the_page_shows_the_records(ablate):
-    page = ablate.PAGE.read_text()
-    assert ablate.with_tables(page) == page
+def refused(call, *words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_values_are_tried_one_at_a_time_beside_the_recipe_as_it_is():
+    vary = ablate.parse_vary(["optimizer.lr=0.1, 0.2", "augment.erase_scale=[0.1,0.2],[0.1,0.3]"])
+    assert vary == {"optimizer.lr": ["0.1", "0.2"], "augment.erase_scale": ["[0.1,0.2]", "[0.1,0.3]"]}
+    assert ablate.one_at_a_time(vary) == {
+        "as it is": [],
+        "optimizer.lr 0.1": ["--optimizer.lr", "0.1"],
+        "optimizer.lr 0.2": ["--optimizer.lr", "0.2"],
+        "augment.erase_scale [0.1,0.2]": ["--augment.erase_scale", "[0.1,0.2]"],
+        "augment.erase_scale [0.1,0.3]": ["--augment.erase_scale", "[0.1,0.3]"],
+    }
+
+
+def test_a_grid_has_every_value_with_every_other():
+    found = ablate.grid({"a": ["1", "2"], "b": ["3", "4"]})
+    assert list(found.values()) == [["--a", x, "--b", y] for x in "12" for y in "34"]
+
+
+@pytest.mark.parametrize("text", ["optimizer.lr", "=1", "a=", "a=1,,2"])
+def test_a_variation_without_key_or_value_is_refused(text):
+    refused(lambda: ablate.parse_vary([text]), repr(text), "KEY=VALUE")
+
+
+def test_a_key_that_is_varied_twice_is_refused():
+    refused(lambda: ablate.parse_vary(["a=1", "a=2"]), "twice")
+
+
+def test_what_is_wrong_with_a_study_is_said_before_anything_trains(tmp_path):
+    def carry_out(*variants, always=(), seeds=1):
+        study = Study(recipe=SMOKE, variants={str(i): v for i, v in enumerate(variants)}, always=always, seeds=seeds)
+        ablate.carry_out(study, tmp_path / "runs")
+
+    refused(lambda: carry_out([]), "--vary")
+    refused(lambda: carry_out([], ["--epochs", "2"], seeds=0), "seeds is 0")
+    refused(lambda: carry_out([], ["--optimizer.lr", "-1"]), "optimizer.lr")
+    refused(lambda: carry_out([], ["--optimizer.rate", "1"]), "optimizer.rate is not an option")
+    refused(lambda: carry_out([], ["--epochs", "3"], always=["--val-size", "0"]), "val_size is 0")
+    refused(lambda: carry_out(["--epochs", "3"], ["--epochs=3"]), "'1' is the same as '0'")
+    same = Study(recipe=SMOKE, variants={"a b": [], "a-b": ["--epochs", "3"]})
+    refused(lambda: ablate.carry_out(same, tmp_path / "runs"), "'a b' and 'a-b'", "folder")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_differences_are_taken_seed_by_seed_with_students_interval():
+    base, better, noisy, alone = [0.90, 0.92, 0.94], [0.93, 0.951, 0.969], [0.95, 0.90, 0.97], [0.99]
+    first, *others = ablate.compare(record(base, better, noisy, alone))
+    assert first["mean"] == pytest.approx(0.92)
+    assert first["std"] == pytest.approx(0.02)
+    assert "difference" not in first, "the first is not compared with itself"
+    differences = [a - b for a, b in zip(better, base, strict=True)]
+    assert others[0]["difference"] == pytest.approx(statistics.mean(differences))
+    # 4.302653 is the 97.5 % quantile of Student's t with two degrees of freedom, from a table.
+    assert others[0]["interval"] == pytest.approx(4.302653 * statistics.stdev(differences) / math.sqrt(3))
+    assert [row["verdict"] for row in others] == ["beyond noise", "within noise", "one seed: unknown"]
+    assert others[2]["difference"] == pytest.approx(0.09)
+
+
+def test_a_difference_that_so_few_images_cannot_show_is_within_noise_however_alike_the_seeds_are():
+    accuracies = [0.90, 0.90, 0.90], [0.91, 0.91, 0.911]
+    assert ablate.compare(record(*accuracies, val_size=5000))[1]["verdict"] == "beyond noise"
+    assert ablate.compare(record(*accuracies, val_size=500))[1]["verdict"] == "within noise"
+
+
+def test_an_accuracy_of_one_still_leaves_room_for_noise():
+    assert ablate.compare(record([1.0, 1.0], [0.999, 0.999], val_size=1000))[1]["verdict"] == "within noise"
+
+
+def test_a_study_that_is_half_done_is_compared_as_far_as_it_is():
+    rows = ablate.compare(record([0.9, 0.92], [0.95]))
+    assert [row["seeds"] for row in rows] == [2, 1]
+    assert rows[1]["difference"] == pytest.approx(0.05)
+    assert ablate.compare(record()) == []
+
+
+def test_the_table_is_no_wider_than_80_columns_and_the_page_names_options():
+    found = record([0.9, 0.91], [0.95, 0.96])
+    found["runs"][2]["variant"] = found["runs"][3]["variant"] = "images of full size for about as long, and then more"
+    text = ablate.render(found)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "+5.00 ± 0.00*" in text
+    assert "90.50 ± 0.71" in text
+    page = ablate.markdown(found)
+    assert "`r.yaml`, `--epochs 1`, on A CPU with AVX:" in page
+    assert "| `--x 1` | 95.50 ± 0.71 % | +5.00 ± 0.00 | beyond noise | 2 |" in page
+
+
+def test_a_study_in_a_file_has_named_variants(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("recipe: r.yaml\nalways: --epochs 2\nvariants:\n  as it is: ''\n  two: --seed 1 --x 'a b'\n")
+    study = ablate.read_study(path)
+    assert study == Study(
+        recipe=tmp_path / "r.yaml",
+        always=["--epochs", "2"],
+        variants={"as it is": [], "two": ["--seed", "1", "--x", "a b"]},
+    )
+    assert ablate.read_study(SMOKE) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "recipe: r.yaml\nvariants: [a]",
+        "variants: {a: '', b: ''}",
+        "recipe: r.yaml\nvariants: {a: 1, b: ''}",
+        "recipe: r.yaml\nepochs: 3\nvariants: {a: '', b: ''}",
+    ],
+)
+def test_a_file_with_something_else_than_a_study_is_refused(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    refused(lambda: ablate.read_study(tmp_path / "study.yaml"), "study.yaml", "expected")
+
+
+def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_trained_again(
+    tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["ablate", str(SMOKE), "--vary", "optimizer.lr=1e-9", "--seeds", "2", "--epochs", "1", "--jobs", "2"]
+    assert main([*command, "--json"]) == 0
+    printed = capfd.readouterr()
+    found = json.loads(printed.out)
+    comparison = found.pop("comparison")
+    assert json.loads((tmp_path / "runs" / "ablate-smoke" / "study.json").read_text()) == found
+    assert comparison == ablate.compare(found)
+    assert [(row["variant"], row["seed"]) for row in found["runs"]] == [
+        ("as it is", 0),
+        ("optimizer.lr 1e-9", 0),
+        ("as it is", 1),
+        ("optimizer.lr 1e-9", 1),
+    ]
+    assert printed.err.count(" of 4: ") == 4
+    runs = sorted((tmp_path / "runs" / "ablate-smoke").glob("*/summary.json"))
+    assert len(runs) == 4
+    assert all(json.loads(run.read_text())["test"] == {} for run in runs), "the test images are not looked at"
+    written = [run.stat().st_mtime_ns for run in runs]
+
+    assert main(command) == 0
+    assert [run.stat().st_mtime_ns for run in runs] == written
+    assert "optimizer.lr 1e-9" in capfd.readouterr().out
+    assert training.load(runs[0].parent / "config.yaml").epochs == 1
+
+
+def test_a_mistake_is_one_line(tmp_path, capfd):
+    assert main(["ablate", str(SMOKE), "--vary", "optimizer.rate=1"]) == 1
+    assert (
+        capfd.readouterr().err
+        == "budgetnet: error: --optimizer.rate is not an option (did you mean --optimizer.name?)\n"
+    )
+    study = tmp_path / "study.yaml"
+    study.write_text("recipe: r.yaml\nvariants: {a: '', b: ''}")
+    assert main(["ablate", str(study), "--vary", "epochs=1"]) == 1
+    assert "leave --vary and --grid out" in capfd.readouterr().err
+
+
+def test_the_page_shows_the_records():
+    spec = importlib.util.spec_from_file_location("records", ROOT / "results" / "records.py")
+    records = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(records)
+    page = records.ABLATIONS.read_text()
+    assert records.with_ablations(page) == page, "run `make table`"

@@ -32,11 +32,12 @@ ORDER = [
     "tracking",
     "progress",
     "train",
+    "ablate",
     "predict",
     "report",
     "cli",
 ]
-LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "PIL", "jsonargparse", "safetensors"}
+LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy", "PIL", "jsonargparse", "safetensors"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

@@ -42,6 +42,7 @@ EXAMPLES = {
     "predict": "budgetnet predict runs/first cifar_test_nolabel.pkl --output submission.csv",
     "models": "budgetnet models --budget 5000000",
     "inspect": "budgetnet inspect enhanced --picture enhanced.svg",
+    "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "track": "budgetnet track runs/first",
     "data verify": "budgetnet data verify ~/cifar",
     "data stats": "budgetnet data stats ~/cifar",
@@ -64,7 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
-        parsed = _parser().parse_args(arguments)
+        parser = _parser()
+        parsed, further = parser.parse_known_args(arguments)
+        if parsed.run is _ablate:
+            parsed.options = further
+        elif further:
+            parser.error(f"unrecognized arguments: {' '.join(further)}")
         code: int = parsed.run(parsed)
         return code
     except BudgetnetError as error:
@@ -138,6 +144,26 @@ def _parser() -> ArgumentParser:
     command.add_argument("--width", type=int, help="width of a network given by name")
     command.add_argument("--classes", type=int, help="classes of a named network (default 10) or a recipe (its data's)")
     command.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the stages with their shapes")
+
+    command = _command(commands, "ablate", _ablate, "tell what options of a recipe are worth, by several seeds")
+    command.allow_abbrev = False  # what it does not know are options of the recipe
+    command.usage = "budgetnet ablate RECIPE --vary KEY=VALUE,VALUE [options]"
+    command.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, or a file of named variants of one")
+    command.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=V,V",
+        help="values to try instead of the recipe's, repeatable",
+    )
+    command.add_argument("--grid", action="store_true", help="every value with every other, not one at a time")
+    command.add_argument("--seeds", type=int, default=3, help="trainings of each variant (default 3)")
+    command.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1)")
+    command.add_argument("--output", type=Path, metavar="DIR", help="keep the runs there (default runs/ablate-RECIPE)")
+    command.add_argument("--record", type=Path, metavar="FILE", help="of all runs (default study.json beside them)")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    command.add_argument("--threads", type=int, default=0, help="of each training; 0 is one a core, shared by the jobs")
 
     command = _command(commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False)
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
@@ -909,6 +935,38 @@ def _inspect(options: Namespace) -> int:
             print(f"{key}: {value}")
     if options.picture:
         print(f"drawn to {options.picture}")
+    return 0
+
+
+def _ablate(options: Namespace) -> int:
+    from dataclasses import replace
+
+    from budgetnet import ablate
+
+    study = ablate.read_study(options.recipe)
+    vary = ablate.parse_vary(options.vary)
+    if study and (vary or options.grid):
+        raise ConfigError(f"{options.recipe} names its variants: leave --vary and --grid out, or give a recipe")
+    if study is None:
+        variants = (ablate.grid if options.grid else ablate.one_at_a_time)(vary)
+        study = ablate.Study(recipe=options.recipe, variants=variants)
+    study = replace(study, always=[*study.always, *options.options], seeds=options.seeds)
+    runs = options.output or Path("runs") / f"ablate-{options.recipe.stem}"
+    try:
+        record = ablate.carry_out(
+            study,
+            runs,
+            folder=options.data,
+            device=options.device,
+            threads=options.threads,
+            jobs=options.jobs,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+            record=options.record or runs / "study.json",
+        )
+    except KeyboardInterrupt:
+        print("the same command goes on from here", file=sys.stderr)
+        raise
+    print(json.dumps(record | {"comparison": ablate.compare(record)}) if options.json else ablate.render(record))
     return 0
 
 

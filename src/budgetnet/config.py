@@ -504,14 +504,23 @@ def model_from_dict(values: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**{**values, "stages": None if stages is None else [StageConfig(**stage) for stage in stages]})
 
 
-def _recipe_arguments(path: Path) -> list[str]:
-    """The options that read a recipe; what cannot be one is refused, naming unknown keys better than the parser."""
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, as plain values.
+
+    Raises:
+        ConfigError: it cannot be read, or is not YAML.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _recipe_arguments(path: Path) -> list[str]:
+    """The options that read a recipe; what cannot be one is refused, naming unknown keys better than the parser."""
+    content = read_yaml(path)
     if content is None:
         return []
     if not isinstance(content, dict):

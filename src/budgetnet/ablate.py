@@ -1,0 +1,328 @@
+"""What each choice of a recipe is worth: the recipe with other options, by several seeds, compared seed by seed.
+
+A study is a recipe, variants of it, and a number of seeds. Its runs train as any other, but are never tested: variants
+are judged by the validation images alone, after the last epoch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from budgetnet import config as configuration
+from budgetnet.config import Config
+from budgetnet.errors import ConfigError
+from budgetnet.files import atomic_write
+
+_COLUMNS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is to be trained."""
+
+    recipe: Path
+    """What all variants have in common."""
+    variants: Mapping[str, Sequence[str]]
+    """For each name, options that differ from the recipe, as on the command line; the others are compared with the
+    first."""
+    always: Sequence[str] = ()
+    """Options of all variants."""
+    seeds: int = 3
+    """Trainings of each variant, by the seeds 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds is {self.seeds}, expected 1 or more")
+        if len(self.variants) < 2:
+            raise ConfigError("there is one variant and nothing to compare it with: give --vary KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    variant: str
+    options: Sequence[str]
+    config: Config
+    run: Path
+
+
+def read_study(path: Path) -> Study | None:
+    """The study that a YAML file describes by `recipe` (a path from it), `always` and `variants`; None of a recipe.
+
+    Raises:
+        ConfigError: the file cannot be read, or describes a study wrongly.
+    """
+    content = configuration.read_yaml(path)
+    if not isinstance(content, dict) or "variants" not in content:
+        return None
+    variants, always, recipe = content["variants"], content.get("always", ""), content.get("recipe")
+    texts = [recipe, always, *(variants.values() if isinstance(variants, dict) else [None])]
+    if unknown := content.keys() - {"recipe", "always", "variants"}:
+        raise ConfigError(f"{path}: {min(unknown)} is no part of a study, expected recipe, always and variants")
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{path}: found no study, expected a recipe, and variants that are names with options each")
+    return Study(
+        recipe=path.parent / recipe,
+        always=shlex.split(always),
+        variants={str(name): shlex.split(options) for name, options in variants.items()},
+    )
+
+
+def one_at_a_time(vary: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The recipe as it is, and with each value of each key in turn."""
+    each = {f"{key} {value}": [f"--{key}", value] for key, values in vary.items() for value in values}
+    return {"as it is": [], **each}
+
+
+def grid(vary: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Every value of every key with every value of the others."""
+    combinations = itertools.product(*([(key, value) for value in values] for key, values in vary.items()))
+    return {
+        ", ".join(f"{key} {value}" for key, value in chosen): [
+            part for key, value in chosen for part in (f"--{key}", value)
+        ]
+        for chosen in combinations
+    }
+
+
+def parse_vary(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`key=v1,v2` as keys and values; commas inside brackets belong to a value.
+
+    Raises:
+        ConfigError: a text is not of that form, or a key is given twice.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        parts = [part.strip() for part in re.split(r",(?![^\[\]]*\])", values)]
+        if not (key and equals and all(parts)):
+            raise ConfigError(f"--vary is {text!r}, expected KEY=VALUE,VALUE,... such as optimizer.lr=0.05,0.1")
+        if key in found:
+            raise ConfigError(f"--vary {key} is given twice: put all its values into one, {key}=VALUE,VALUE")
+        found[key] = parts
+    return found
+
+
+def carry_out(
+    study: Study,
+    runs: Path,
+    *,
+    folder: Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    jobs: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+    record: Path | None = None,
+) -> dict[str, Any]:
+    """Train what is missing of a study, seed by seed, and sum it up; finished runs are taken as they are.
+
+    Args:
+        study: what to train.
+        runs: a folder, made here, with a run in it for each variant and seed; stopped ones go on.
+        folder: where the data is; None is `data.default_folder()`.
+        device: where to train: auto, cpu, cuda, cuda:N or mps.
+        threads: CPU threads of each training; 0 is one a core, divided by `jobs`.
+        jobs: trainings at a time, each in a process of its own.
+        say: told of each run that is over.
+        record: a JSON file that is written after each run.
+
+    Returns:
+        The recipe, `always`, the hardware, and a row for each run, in the order of seeds and variants.
+
+    Raises:
+        ConfigError: an option is wrong, nothing is held out to judge by, or two variants are one.
+        BudgetnetError: as `train.train`.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}, expected 1 or more")
+    planned = _plan(study, runs)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    rows: dict[Path, dict[str, Any]] = {}
+    found: dict[str, Any] = {
+        "recipe": study.recipe.name,
+        "always": shlex.join(study.always),
+        "seeds": study.seeds,
+        "hardware": {},
+        "runs": [],
+    }
+    # Spawned, since torch's threads do not outlive a fork.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_train, job, folder, device, threads): job for job in planned}
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                row, found["hardware"] = future.result()
+                rows[job.run] = row
+                found["runs"] = [rows[other.run] for other in planned if other.run in rows]
+                if record:
+                    atomic_write(record, (json.dumps(found, indent=1) + "\n").encode())
+                say(
+                    f"{len(rows)} of {len(planned)}: {job.variant}, seed {row['seed']}: {row['val_accuracy']:.2%}, "
+                    f"{row['minutes']:.1f} minutes"
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _plan(study: Study, runs: Path) -> list[_Job]:
+    """All that is to be trained; whatever can be wrong with it is said before anything is."""
+    jobs: list[_Job] = []
+    names: dict[str, str] = {}
+    for variant in study.variants:
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", variant).strip("-.") or "variant"
+        if slug in names:
+            raise ConfigError(f"the variants {names[slug]!r} and {variant!r} would share a folder: rename one")
+        names[slug] = variant
+    seen: dict[str, str] = {}
+    for seed in range(study.seeds):
+        for slug, variant in names.items():
+            options = study.variants[variant]
+            config = configuration.load(study.recipe, [*study.always, *options, "--seed", str(seed)])
+            if not config.val_size:
+                raise ConfigError(f"val_size is 0 in {variant!r}: variants are judged by held-out images, give some")
+            text = configuration.to_yaml(config)
+            if seen.setdefault(text, variant) != variant:
+                raise ConfigError(f"{variant!r} is the same as {seen[text]!r}: leave one of them out")
+            jobs.append(_Job(variant=variant, options=options, config=config, run=runs / f"{slug}-{seed}"))
+    return jobs
+
+
+def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """In a process of its own: train a variant, or go on, and return its row and what it was computed on."""
+    import torch
+
+    from budgetnet import devices
+    from budgetnet.tracking import read_metrics
+    from budgetnet.train import train
+
+    torch.set_num_threads(threads)
+    summary = train(
+        job.config,
+        job.run,
+        folder=folder,
+        device=devices.find(device),
+        track=False,
+        resume=(job.run / "config.yaml").is_file(),
+        test=False,
+    )
+    last = read_metrics(job.run / "metrics.csv")[-1]
+    row = {
+        "variant": job.variant,
+        "options": shlex.join(job.options),
+        "seed": job.config.seed,
+        "val_accuracy": last["val_accuracy"],
+        "val_size": job.config.val_size,
+        "epochs": summary["final"]["epochs"],
+        "minutes": summary["final"]["minutes"],
+        "parameters": summary["parameters"],
+        "git_commit": summary["tags"]["git_commit"],
+    }
+    return row, summary["hardware"]
+
+
+def compare(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each variant against the first, seed by seed.
+
+    Returns:
+        For each variant its name, options, number of seeds, mean and standard deviation of its validation accuracy
+        (None of one), and against the first: the mean difference, the half-width of its 95 % interval (Student's t over
+        the seeds that both have, None of fewer than two) and a verdict. A difference is "beyond noise" when the
+        interval leaves 0 out, and it is larger than what so many validation images alone can tell apart (1.96 standard
+        errors of an accuracy), as all seeds share them.
+    """
+    variants: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["runs"]:
+        variants.setdefault(row["variant"], []).append(row)
+    base = {row["seed"]: row["val_accuracy"] for row in next(iter(variants.values()), [])}
+    found = []
+    for number, (name, rows) in enumerate(variants.items()):
+        accuracies = [row["val_accuracy"] for row in rows]
+        entry: dict[str, Any] = {
+            "variant": name,
+            "options": rows[0]["options"],
+            "seeds": len(rows),
+            "mean": statistics.mean(accuracies),
+            "std": statistics.stdev(accuracies) if len(rows) > 1 else None,
+            "parameters": rows[0]["parameters"],
+        }
+        differences = [row["val_accuracy"] - base[row["seed"]] for row in rows if row["seed"] in base]
+        if number and differences:
+            entry |= _difference(differences, entry["mean"], rows[0]["val_size"])
+        found.append(entry)
+    return found
+
+
+def _difference(differences: list[float], accuracy: float, images: int) -> dict[str, Any]:
+    from scipy.stats import t
+
+    n, mean = len(differences), statistics.mean(differences)
+    images_noise = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
+    if n < 2:
+        return {"difference": mean, "interval": None, "verdict": "one seed: unknown"}
+    interval = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    beyond_seeds, beyond_images = abs(mean) > interval, abs(mean) > images_noise
+    verdict = "beyond noise" if beyond_seeds and beyond_images else "within noise"
+    return {"difference": mean, "interval": interval, "verdict": verdict}
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """The comparison as plain text, at most 80 columns wide: names that are too long go on in further lines."""
+    rows = compare(record)
+    width = _COLUMNS - 48
+    lines = [f"{'variant':{width}}  {'val accuracy':>14}  {'against the first':>17}  seeds", "-" * _COLUMNS]
+    for row in rows:
+        accuracy = _percent(row["mean"], row["std"])
+        against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
+        mark = {"beyond noise": "*"}.get(row.get("verdict", ""), " ")
+        first, *rest = _wrapped(row["variant"], width)
+        lines.append(f"{first:{width}}  {accuracy:>14}  {against:>16}{mark}  {row['seeds']:>5}")
+        lines += [f"  {part}" for part in rest]
+    lines.append("-" * _COLUMNS)
+    lines.append("accuracy: mean and standard deviation in %; against the first: points, seed by")
+    lines.append("seed, with the 95 % interval; * is beyond noise (of seeds, and of the images)")
+    return "\n".join(lines)
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The comparison as a table for a page."""
+    common = f"`{record['recipe']}`" + (f", `{record['always']}`" if record["always"] else "")
+    hardware = record["hardware"]
+    if hardware:
+        common += f", on {hardware.get('gpu') or hardware['cpu'].replace(',', ' with')}"
+    lines = [
+        f"{common}:",
+        "",
+        "| variant | options | validation accuracy | against the first, points | | seeds |",
+        "|---|---|--:|--:|---|--:|",
+    ]
+    for row in compare(record):
+        against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
+        options = f"`{row['options']}`" if row["options"] else ""
+        accuracy = f"{_percent(row['mean'], row['std'])} %"
+        cells = [row["variant"], options, accuracy, against, row.get("verdict", ""), str(row["seeds"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _percent(share: float, spread: float | None, sign: bool = False) -> str:
+    text = f"{100 * share:{'+' if sign else ''}.2f}"
+    return text if spread is None else f"{text} ± {100 * spread:.2f}"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width, break_long_words=True) or [""]
