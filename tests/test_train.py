@@ -145,6 +145,18 @@ def test_dropout_and_plateau_resume_exactly_too(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_noise_within_the_network_resumes_exactly_too(tmp_path):
+    stages = [StageConfig(block="shake", width=8, depth=1, stride=4), StageConfig(width=8, depth=1, cbam=2)]
+    model = ModelConfig(name="residual", stages=stages, drop_path=0.4, zero_init=True)
+    config = replace(TINY, model=model, init="kaiming")
+    run(config, tmp_path / "whole")
+    stopper = Stopper(STEPS + 2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_path):
     run(TINY, tmp_path / "same")
     run(replace(TINY, seed=1), tmp_path / "other")
@@ -275,8 +287,9 @@ class NoWaiting(TorchDispatchMode):
         {"model": ModelConfig(name="enhanced", width=8), "optimizer": configuration.OptimizerConfig(nesterov=True)},
         {"model": ModelConfig(name="whitened_cnn", width=4), "optimizer": configuration.OptimizerConfig(name="muon")},
         {"progressive": ProgressiveConfig(size=16), "clip_norm": 1.0, "precision": "bf16", "label_smoothing": 0.1},
+        {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2, zero_init=True)},
     ],
-    ids=["reference augmentation", "other augmentation", "enhanced", "muon", "small images"],
+    ids=["reference augmentation", "other augmentation", "enhanced", "muon", "small images", "noise within"],
 )
 def test_a_step_never_makes_the_host_wait(choice):
     config = replace(TINY, **choice)
