@@ -28,6 +28,7 @@ ORDER = [
     "train",
     "predict",
     "report",
+    "fit",
     "cli",
 ]
 LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "PIL", "jsonargparse", "safetensors"}

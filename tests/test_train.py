@@ -174,6 +174,20 @@ def test_test_images_decide_nothing(whole, tmp_path, monkeypatch):
     assert summary["final"]["test_loss"] != usual["final"]["test_loss"]
 
 
+def test_a_run_without_a_test_looks_at_no_test_image_and_can_be_tested_later(whole, tmp_path, monkeypatch):
+    real = data.load("digits", None)
+    with monkeypatch.context() as patched:
+        none = replace(real, test=data.Images(real.test.images[:0], real.test.labels[:0]))
+        patched.setattr(data, "load", lambda *args, **kwargs: none)
+        summary = run(TINY, tmp_path / "run", test=False)
+        assert run(TINY, tmp_path / "run", test=False, resume=True) == summary
+    assert summary["test"] == {}
+    assert not any(key.startswith("test") for key in summary["final"])
+    assert_same_run(tmp_path / "run", whole)
+    tested = run(TINY, tmp_path / "run", resume=True)
+    assert tested["test"] == json.loads((whole / "summary.json").read_text())["test"]
+
+
 def test_the_kept_weights_have_the_best_validation_accuracy_of_all_epochs(whole):
     accuracies = [float(row["val_accuracy"]) for row in rows(whole)]
     summary = json.loads((whole / "summary.json").read_text())

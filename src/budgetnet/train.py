@@ -172,6 +172,7 @@ def train(
     progress: Progress | None = None,
     track: bool = True,
     resume: bool = False,
+    test: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train a network, keep the weights that do best in validation, and test them once.
@@ -184,6 +185,7 @@ def train(
         progress: told of every step and epoch; None is silence.
         track: copy the record to MLflow, where that is installed.
         resume: continue exactly where the run stopped.
+        test: test at the end; without, the summary has no figures of the test images, and none is looked at.
         stop: asked after every step whether to save and leave.
 
     Returns:
@@ -206,7 +208,7 @@ def train(
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
     if resume:
         _check_resumable(config, run)
-        if _finished(config, run):
+        if _finished(config, run, test):
             progress.say(f"{run} is finished: there is nothing left to train")
             return dict(json.loads((run / "summary.json").read_text()))
         resume = (run / "last.ckpt").is_file()  # a run that died before its first checkpoint begins again
@@ -238,7 +240,7 @@ def train(
             _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
         finally:
             progress.end()
-        summary = _test(config, dataset, run, training.at, device, tags)
+        summary = _test(config, dataset, run, training.at, device, tags, test)
         atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
@@ -248,7 +250,7 @@ def train(
         raise
     files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     best = checkpoint.load_classifier(run)
-    example = normalize(dataset.test.images[:2], dataset.mean, dataset.std).numpy()
+    example = normalize(dataset.train.images[:2], dataset.mean, dataset.std).numpy()
     tracker.finish("FINISHED", files, best.network, example, summary["final"])
     return summary
 
@@ -383,25 +385,28 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
 
 
 def _test(
-    config: Config, dataset: Dataset, run: Path, at: Position, device: torch.device, tags: Mapping[str, str]
+    config: Config,
+    dataset: Dataset,
+    run: Path,
+    at: Position,
+    device: torch.device,
+    tags: Mapping[str, str],
+    wanted: bool,
 ) -> dict[str, Any]:
-    """Test the chosen weights, the one time that the test images are looked at, and sum the run up."""
+    """Test the chosen weights, where wanted: the one time that the test images are looked at. Sum the run up."""
     best = checkpoint.load_classifier(run)
     network = best.network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     test: dict[str, Any] = {}
-    for tta in dict.fromkeys(("none", config.tta)):
+    views = dict.fromkeys(("none", config.tta)) if wanted else {}
+    for tta in views:
         logits = evaluate.predict_logits(
             network, dataset.test.images, best.mean, best.std, tta=tta, precision=PRECISIONS[config.precision]
         )
         test[tta] = evaluate.score(logits, _labels(dataset.test)).to_dict()
-    final = {
-        "test_accuracy": test["none"]["accuracy"],
-        "test_loss": test["none"]["loss"],
-        "test_ece": test["none"]["ece"],
-    }
-    if config.tta != "none":
+    final: dict[str, Any] = {f"test_{key}": test["none"][key] for key in ("accuracy", "loss", "ece") if wanted}
+    if config.tta in test and config.tta != "none":
         final["test_accuracy_tta"] = test[config.tta]["accuracy"]
     if config.val_size:
         final["val_accuracy"] = at.best_accuracy
@@ -429,9 +434,11 @@ def _check_resumable(config: Config, run: Path) -> None:
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
 
 
-def _finished(config: Config, run: Path) -> bool:
-    """Whether the run was tested after as many epochs as are asked for now."""
-    return (run / "summary.json").is_file() and load(run / "config.yaml").epochs == config.epochs
+def _finished(config: Config, run: Path, test: bool) -> bool:
+    """Whether the run ended, and was tested where that is wanted, after as many epochs as are asked for now."""
+    if not (run / "summary.json").is_file() or load(run / "config.yaml").epochs != config.epochs:
+        return False
+    return not test or bool(json.loads((run / "summary.json").read_text())["test"])
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
