@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from budgetnet import engine, models
 from budgetnet.augment import normalize
-from budgetnet.config import ModelConfig
+from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.engine import Engine, compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
 from budgetnet.evaluate import predict_logits
@@ -99,7 +99,20 @@ def test_every_network_of_the_registry_compiles_and_agrees_with_pytorch(name):
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("name", ["enhanced", "whitened_cnn_large", "wrn_16_4", "resnet_custom", "resnext29_2x64d"])
+@pytest.mark.parametrize("kind", ["pyramid", "shake", "inverted", "convnext"])
+def test_kinds_of_block_and_gates_compile_for_images_of_odd_sides(kind):
+    torch.manual_seed(0)
+    gates = {"se": 4}, {"eca": True}, {"cbam": 4}
+    stages = [StageConfig(block=kind, depth=1, width=8, stride=1 + i, **gate) for i, gate in enumerate(gates)]
+    network = models.build(ModelConfig(name="residual", stages=stages), 3, 13).eval()
+    images = torch.randn(3, 3, 13, 13)
+    with torch.no_grad():
+        torch.testing.assert_close(compile_network(network, (3, 13, 13))(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["enhanced", "whitened_cnn_large", "wrn_16_4", "resnet_custom", "resnext29_2x64d", "convnext_atto"]
+)
 def test_int8_stays_near_fp32_and_is_something_else(name):
     network, inputs = a_network(name, width=64 if name == "resnext29_2x64d" else 8), inputs_of(some_images())
     exact, quantized = compiled(network)(inputs), compiled(network, "int8")(inputs)

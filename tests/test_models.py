@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import itertools
 import json
+import math
 import pathlib
 import pickle
 
@@ -17,10 +19,16 @@ from torch import Tensor, nn
 from budgetnet import models
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import ConfigError
+from budgetnet.models.blocks import BLOCKS, BlockOptions, PaddedShortcut, ShiftedShortcut
+from budgetnet.models.gates import ChannelSpatialAttention, EfficientChannelAttention
+from budgetnet.models.noise import StochasticDepth, shake
+from budgetnet.models.residual import ResidualArchitecture, uniform
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "reference_networks.json"
 REFERENCE = json.loads(FIXTURE.read_text())
-# He et al. 2015, He et al. 2016, Xie et al. 2017 as counted from pytorch-cifar; Zagoruyko and Komodakis 2016.
+# He et al. 2015, He et al. 2016, Xie et al. 2017 as counted from pytorch-cifar; Zagoruyko and Komodakis 2016;
+# PyramidNet, Shake-Shake and deeper ResNeXt as counted by imgclsmob; MobileNetV2 as torchvision's, whose classifier has
+# 1,281 x 990 parameters more for 1,000 classes and so 3,504,872.
 KNOWN_COUNTS = {
     "resnet18": 11_173_962,
     "resnet34": 21_282_122,
@@ -29,6 +37,11 @@ KNOWN_COUNTS = {
     "preact_resnet18": 11_171_146,
     "resnext29_32x4d": 4_774_218,
     "resnext29_2x64d": 9_128_778,
+    "resnext20_4x32d": 4_650_314,
+    "resnext56_16x4d": 4_962_634,
+    "pyramidnet110_84": 3_904_446,
+    "shake_shake26_2x32d": 2_923_162,
+    "mobilenet_v2": 3_504_872 - 1281 * 990,
     "wrn_16_4": 2_748_890,
     "wrn_28_10": 36_479_194,
     "wrn_40_2": 2_243_546,
@@ -108,6 +121,22 @@ def test_a_reference_network_has_the_keys_shapes_and_logits_of_the_reference_pro
 @pytest.mark.parametrize("name", KNOWN_COUNTS)
 def test_a_network_of_the_literature_has_its_known_number_of_parameters(name):
     assert models.count_parameters(on_meta(ModelConfig(name=name))) == KNOWN_COUNTS[name]
+
+
+@pytest.mark.parametrize(("added", "known"), [(48, 1_772_706), (270, 28_485_477)])
+def test_pyramidal_networks_of_stages_have_their_known_numbers_of_parameters(added, known):
+    step = added // 3
+    stages = [
+        StageConfig(block="pyramid", depth=18, width=16 + step * i, widen=step, stride=min(2, i + 1)) for i in range(3)
+    ]
+    assert models.count_parameters(on_meta(ModelConfig(name="residual", stages=stages))) == known
+
+
+def test_a_convnext_of_the_papers_size_has_its_known_number_of_parameters():
+    stages = uniform("convnext", (3, 3, 9, 3), 96, 4, activation=("gelu",) * 4)
+    with torch.device("meta"):
+        tiny = ResidualArchitecture(stages=stages, stem_width=96, stem_kernel=4).network(1000, 32, 3)
+    assert models.count_parameters(tiny) == 28_589_128
 
 
 def test_se_resnet18_is_resnet18_with_a_gate_in_every_block():
@@ -258,6 +287,299 @@ def test_the_gate_scales_the_branch_or_the_sum_as_asked():
             gate = torch.sigmoid(hidden @ block.se_block.fc2.weight.T + block.se_block.fc2.bias)[:, :, None, None]
             expected = F.relu(branch * gate + x if place == "branch" else (branch + x) * gate)
             torch.testing.assert_close(block(x), expected)
+
+
+def block_of(stage: StageConfig, in_channels: int, stride: int = 1, **options: float) -> nn.Module:
+    torch.manual_seed(0)
+    return BLOCKS[stage.block](in_channels, stage, stride, BlockOptions(**options))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 64, 130])
+def test_eca_gates_each_channel_by_the_means_of_its_neighbours(channels):
+    torch.manual_seed(0)
+    gate, x = EfficientChannelAttention(channels), images(2, channels, 5)
+    (weights,) = gate.conv.weight.flatten(1).tolist()
+    assert len(weights) % 2 == 1
+    means = x.mean((2, 3)).tolist()
+    for n, mean in enumerate(means):
+        for c in range(channels):
+            near = range(c - len(weights) // 2, c + len(weights) // 2 + 1)
+            total = sum(w * mean[j] for w, j in zip(weights, near, strict=True) if 0 <= j < channels)
+            expected = x[n, c] / (1 + math.exp(-total))
+            torch.testing.assert_close(gate(x)[n, c], expected)
+
+
+def test_eca_looks_as_far_as_the_paper_says():
+    sizes = {64: 3, 128: 5, 256: 5, 512: 5, 1024: 5, 2048: 7}
+    assert {c: EfficientChannelAttention(c).conv.kernel_size[0] for c in sizes} == sizes
+
+
+def test_cbam_gates_channels_and_then_positions_by_mean_and_maximum():
+    torch.manual_seed(0)
+    gate, x = ChannelSpatialAttention(6, 2), images(2, 6, 9)
+    with torch.no_grad():
+        found = gate(x)
+        for n, image in enumerate(x):
+            seen = [torch.stack([channel.mean() for channel in image]), torch.stack([c.max() for c in image])]
+            scores = [gate.fc2(F.relu(gate.fc1(vector))) for vector in seen]
+            image = torch.stack([torch.sigmoid(scores[0] + scores[1])[c] * image[c] for c in range(6)])
+            for i, j in itertools.product(range(9), range(9)):
+                score = torch.zeros(())
+                for a, b in itertools.product(range(7), range(7)):
+                    y, z = i + a - 3, j + b - 3
+                    if 0 <= y < 9 and 0 <= z < 9:
+                        pixel = image[:, y, z]
+                        score += (
+                            gate.conv.weight[0, 0, a, b] * pixel.mean() + gate.conv.weight[0, 1, a, b] * pixel.max()
+                        )
+                torch.testing.assert_close(found[n, :, i, j], image[:, i, j] * torch.sigmoid(score))
+
+
+def test_blocks_of_the_pyramid_widen_in_equal_steps_over_the_whole_network():
+    network = on_meta(ModelConfig(name="pyramidnet110_84"))
+    widths = [block.out_channels for stage in (1, 2, 3) for block in network.get_submodule(f"layer{stage}")]
+    assert widths == [round(16 + 84 * k / 54) for k in range(1, 55)]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 11, 16, 33])
+def test_a_pyramid_of_any_width_never_narrows(width):
+    network = on_meta(ModelConfig(name="pyramidnet110_84", width=width))
+    widths = [block.out_channels for stage in (1, 2, 3) for block in network.get_submodule(f"layer{stage}")]
+    assert widths == sorted(widths)
+    assert widths[-1] == pytest.approx(100 * width / 16, abs=1)
+
+
+def test_a_pyramids_steps_are_multiples_of_its_groups():
+    stage = StageConfig(block="pyramid", depth=5, width=8, widen=20, groups=4)
+    network = on_meta(ModelConfig(name="residual", stages=[stage]))
+    assert [block.out_channels for block in network.layer1] == [12, 16, 20, 24, 28]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_padded_shortcut_is_the_mean_of_pixels_and_zeros(stride):
+    x = images(2, 3, 7)
+    found = PaddedShortcut(3, 5, stride)(x)
+    assert found.shape == (2, 5, -(-7 // stride), -(-7 // stride))
+    assert not found[:, 3:].any()
+    for i, j in itertools.product(range(found.shape[2]), range(found.shape[3])):
+        here = x[:, :, i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
+        torch.testing.assert_close(found[:, :3, i, j], here.mean((2, 3)))
+
+
+@pytest.mark.parametrize("out_channels", [1, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_shifted_shortcut_sees_every_stride_th_pixel_and_those_beside_them(stride, out_channels):
+    torch.manual_seed(0)
+    shortcut, x = ShiftedShortcut(3, out_channels, stride).eval(), images(2, 3, 7)
+    beyond = torch.zeros(2, 3, 8, 8)
+    beyond[:, :, :7, :7] = x
+    with torch.no_grad():
+        found = shortcut(x) * math.sqrt(1 + shortcut.bn.eps)
+        for i, j in itertools.product(range(found.shape[2]), range(found.shape[3])):
+            here = x[:, :, i * stride, j * stride] @ shortcut.conv1.weight.flatten(1).T
+            parts = [here]
+            if out_channels > 1:
+                parts.append(beyond[:, :, i * stride + 1, j * stride + 1] @ shortcut.conv2.weight.flatten(1).T)
+            torch.testing.assert_close(found[:, :, i, j], torch.cat(parts, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pyramid_block_has_no_activation_before_its_first_convolution_and_ends_in_a_norm():
+    block = block_of(StageConfig(block="pyramid", width=5), 4).eval()
+    x = images(2, 4, 8)
+    with torch.no_grad():
+        expected = block.bn3(block.conv2(F.relu(block.bn2(block.conv1(block.bn1(x))))))
+        expected[:, :4] += x
+        torch.testing.assert_close(block(x), expected)
+
+
+def test_an_inverted_block_widens_inside_gates_there_and_ends_without_activation():
+    block = block_of(StageConfig(block="inverted", width=4, expansion=3, se=2), 4).eval()
+    x = images(2, 4, 8)
+    with torch.no_grad():
+        wide = F.relu(block.bn2(block.conv2(F.relu(block.expand[1](block.expand[0](x))))))
+        assert wide.shape == (2, 12, 8, 8)
+        gate = block.se_block.fc2(F.relu(block.se_block.fc1(wide.mean((2, 3))))).sigmoid()
+        expected = block.bn3(block.conv3(wide * gate[:, :, None, None]))
+        torch.testing.assert_close(block(x), expected + x)
+
+
+@pytest.mark.parametrize(("out_channels", "stride"), [(4, 2), (6, 1), (6, 2)])
+def test_an_inverted_block_has_no_shortcut_where_the_shape_changes(out_channels, stride):
+    block = block_of(StageConfig(block="inverted", width=out_channels, expansion=2), 4, stride).eval()
+    nn.init.zeros_(block.bn3.weight)
+    assert not block(images(2, 4, 8)).any()
+
+
+def test_a_convnext_block_is_that_of_the_paper():
+    block = block_of(StageConfig(block="convnext", width=6, expansion=4, activation="gelu"), 4, 2)
+    x = images(2, 4, 8)
+
+    def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        return scaled * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    def pointwise(x: Tensor, conv: nn.Module) -> Tensor:
+        return torch.einsum("nchw,dc->ndhw", x, conv.weight[:, :, 0, 0]) + conv.bias[:, None, None]
+
+    with torch.no_grad():
+        for parameter in block.parameters():
+            nn.init.normal_(parameter)
+        down = F.conv2d(layer_norm(x, block.shortcut[0]), block.shortcut[1].weight, block.shortcut[1].bias, stride=2)
+        mixed = F.conv2d(down, block.conv1.weight, block.conv1.bias, padding=3, groups=6)
+        hidden = F.gelu(pointwise(layer_norm(mixed, block.norm1), block.conv2))
+        out = pointwise(hidden, block.conv3)
+        torch.testing.assert_close(block(x), down + out * block.scale[:, None, None], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", ["pyramid", "shake", "inverted", "convnext"])
+@pytest.mark.parametrize("gate", [{"se": 4}, {"eca": True}, {"cbam": 4}, {"activation": "silu"}], ids=str)
+def test_each_kind_of_block_learns_with_each_gate_on_images_of_odd_sizes(block, gate):
+    torch.manual_seed(0)
+    stages = [
+        StageConfig(block=block, depth=2, width=4, **gate),
+        StageConfig(block=block, depth=1, width=10, expansion=2, stride=2, **gate),
+    ]
+    network = models.build(ModelConfig(name="residual", stages=stages), 3, 13)
+    F.cross_entropy(network(images(8, size=13)), torch.arange(8) % 3).backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("block", ["shake", "inverted", "convnext"])
+def test_each_kind_of_block_works_however_narrow(block):
+    stages = [StageConfig(block=block, depth=1, width=8 * i, expansion=2, stride=i) for i in (1, 2, 1)]
+    network = models.build(ModelConfig(name="residual", stages=stages, width=1), 2).eval()
+    assert network(images(1)).isfinite().all()
+
+
+def test_stochastic_depth_leaves_out_a_share_of_the_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    layer, x = StochasticDepth(0.3), images(4000, 2, 3)
+    out = layer.train()(x)
+    left_out = (out == 0).flatten(1).all(1)
+    torch.testing.assert_close(out[~left_out], x[~left_out] / 0.7)
+    assert left_out.float().mean() == pytest.approx(0.3, abs=0.03)
+    kept_mean = layer(torch.ones(20_000, 1, 1, 1)).mean()
+    assert kept_mean == pytest.approx(1, abs=0.02)
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn_16_4", "pyramidnet110_84", "shake_shake26_2x32d", "convnext_atto"])
+def test_branches_are_left_out_more_often_towards_the_end(name):
+    network = on_meta(ModelConfig(name=name, drop_path=0.4))
+    rates = [module.rate for module in network.modules() if isinstance(module, StochasticDepth)]
+    assert rates == pytest.approx([0.4 * (i + 1) / len(rates) for i in range(len(rates))])
+    plain = on_meta(ModelConfig(name=name))
+    assert not any(isinstance(module, StochasticDepth) for module in plain.modules())
+    assert list(network.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("block", sorted(BLOCKS))
+def test_a_block_whose_branch_is_left_out_is_its_shortcut(block):
+    stage = StageConfig(block=block, width=4)
+    whole, always = block_of(stage, 4), block_of(stage, 4, drop_path=1 - 1e-9)
+    x = images(3, 4, 8).abs()  # so that an activation after the sum changes nothing
+    assert not torch.equal(whole(x), x)
+    assert torch.equal(always.train()(x), x)
+    assert torch.equal(always.eval()(x), whole.eval()(x))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_network_draws_random_numbers_only_in_training_and_only_where_it_has_use_for_them(name):
+    network, x = copy.deepcopy(example(name)), images(2, size=12)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first = network.eval()(x)
+        assert torch.equal(network(x), first)
+        network.train()(x)
+    assert torch.equal(torch.get_rng_state(), before) == (name != "shake_shake26_2x32d")
+
+
+def test_the_branches_of_shake_shake_are_mixed_for_each_image_and_by_other_shares_in_the_backward_pass():
+    torch.manual_seed(0)
+    first, second = torch.ones(200, 2, 3, 3, requires_grad=True), torch.zeros(200, 2, 3, 3, requires_grad=True)
+    out = shake(first, second, training=True)
+    out.sum().backward()
+    shares = [tensor[:, :1, :1, :1].detach() for tensor in (out, first.grad, second.grad)]
+    for tensor, share in zip((out, first.grad, second.grad), shares, strict=True):
+        assert torch.equal(tensor, share.expand_as(tensor)), "one share for all of an image"
+    forward, backward, rest = (share.flatten() for share in shares)
+    torch.testing.assert_close(backward + rest, torch.ones(200))
+    for share in (forward, backward):
+        assert len(share.unique()) == 200
+        assert 0 <= share.min() < 0.1 < 0.9 < share.max() <= 1
+    assert torch.corrcoef(torch.stack([forward, backward]))[0, 1].abs() < 0.3
+
+
+def test_the_branches_of_shake_shake_count_a_half_each_in_evaluation():
+    first, second = images(2, 3, 4), images(3, 3, 4)[1:]
+    torch.testing.assert_close(shake(first, second, training=False), 0.5 * first + 0.5 * second)
+
+
+@pytest.mark.parametrize("init", ["default", "kaiming"])
+@pytest.mark.parametrize("name", ["enhanced", "resnet18", "pyramidnet110_84", "shake_shake26_2x32d", "mobilenet_v2"])
+def test_with_zero_init_every_residual_branch_begins_as_nothing(name, init):
+    torch.manual_seed(0)
+    network = models.build(ModelConfig(name=name, width=8, zero_init=True), 10)
+    if init == "kaiming":
+        models.kaiming_(network)
+    blocks = [module for module in network.modules() if isinstance(module, tuple(BLOCKS.values()))]
+    if name == "mobilenet_v2":
+        blocks = [block for block in blocks if not block.projects]  # the others have no shortcut
+    for block in blocks:
+        x = torch.relu(torch.randn(2, block.in_channels, 6, 6))
+        shortcut = block.shortcut(x)
+        ends_in_activation = block.stage.block in ("basic", "bottleneck")
+        assert torch.equal(block(x), block.activation(shortcut) if ends_in_activation else shortcut)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    zeros = [norm for norm in norms if not norm.weight.any()]
+    assert len(zeros) == len(blocks) * (2 if name.startswith("shake") else 1)
+    assert all((norm.weight == 1).all() for norm in norms if norm not in zeros)
+    assert list(network.state_dict()) == list(on_meta(ModelConfig(name=name)).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"se": 4, "eca": True}, "more than one of se, eca and cbam"),
+        ({"cbam": -1}, r"model\.stages\.cbam is -1"),
+        ({"widen": 3}, "widen is given, but block is basic: only pyramid blocks widen"),
+        ({"block": "inverted", "groups": 2}, "groups 2, separable false in inverted blocks"),
+        ({"block": "convnext", "separable": True}, "groups 1, separable true in convnext blocks"),
+        ({"block": "inverted", "se": 4, "se_place": "sum"}, "se_place is sum, but inverted blocks"),
+    ],
+)
+def test_switches_that_do_not_go_together_are_an_error(options, message):
+    with pytest.raises(ConfigError, match=message):
+        on_meta(ModelConfig(name="residual", stages=[StageConfig(width=8, **options)]))
+
+
+def test_a_pyramid_that_narrows_is_an_error():
+    stages = [StageConfig(width=16), StageConfig(block="pyramid", width=8)]
+    with pytest.raises(ConfigError, match="puts out 8 channels where 16 come in"):
+        on_meta(ModelConfig(name="residual", stages=stages))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "wrn_16_4", "zero_init": True}, "no block of wrn_16_4 ends in a batch norm"),
+        ({"name": "convnext_atto", "zero_init": True}, "no block of convnext_atto"),
+        ({"name": "whitened_cnn", "zero_init": True}, "no block of whitened_cnn"),
+        ({"name": "whitened_cnn", "drop_path": 0.1}, "drop_path is 0.1, but whitened_cnn has no residual blocks"),
+    ],
+)
+def test_options_of_blocks_that_a_network_has_not_are_an_error(config, message):
+    with pytest.raises(ConfigError, match=message):
+        models.build(ModelConfig(**config), 10)
+
+
+def test_images_that_convnext_strides_leave_nothing_of_are_refused():
+    with pytest.raises(ConfigError, match="image_size is 7, of which 1 pixels are left before a stride of 2"):
+        models.build(ModelConfig(name="convnext_atto"), 10, image_size=7)
+    assert narrow("convnext_atto", image_size=8).eval()(images(1, size=8)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(

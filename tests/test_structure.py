@@ -35,6 +35,7 @@ ORDER = [
     "ablate",
     "predict",
     "report",
+    "fit",
     "cli",
 ]
 LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy", "PIL", "jsonargparse", "safetensors"}

@@ -155,6 +155,18 @@ def test_dropout_and_plateau_resume_exactly_too(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_noise_within_the_network_resumes_exactly_too(tmp_path):
+    stages = [StageConfig(block="shake", width=8, depth=1, stride=4), StageConfig(width=8, depth=1, cbam=2)]
+    model = ModelConfig(name="residual", stages=stages, drop_path=0.4, zero_init=True)
+    config = replace(TINY, model=model, init="kaiming")
+    run(config, tmp_path / "whole")
+    stopper = Stopper(STEPS + 2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_path):
     run(TINY, tmp_path / "same")
     run(replace(TINY, seed=1), tmp_path / "other")
@@ -170,6 +182,20 @@ def test_test_images_decide_nothing(whole, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", whole)
     usual = json.loads((whole / "summary.json").read_text())
     assert summary["final"]["test_loss"] != usual["final"]["test_loss"]
+
+
+def test_a_run_without_a_test_looks_at_no_test_image_and_can_be_tested_later(whole, tmp_path, monkeypatch):
+    real = data.load("digits", None)
+    with monkeypatch.context() as patched:
+        none = replace(real, test=data.Images(real.test.images[:0], real.test.labels[:0]))
+        patched.setattr(data, "load", lambda *args, **kwargs: none)
+        summary = run(TINY, tmp_path / "run", test=False)
+        assert run(TINY, tmp_path / "run", test=False, resume=True) == summary
+    assert summary["test"] == {}
+    assert not any(key.startswith("test") for key in summary["final"])
+    assert_same_run(tmp_path / "run", whole)
+    tested = run(TINY, tmp_path / "run", resume=True)
+    assert tested["test"] == json.loads((whole / "summary.json").read_text())["test"]
 
 
 def test_the_kept_weights_have_the_best_validation_accuracy_of_all_epochs(whole):
@@ -289,6 +315,7 @@ class NoWaiting(TorchDispatchMode):
         {"mix": MixConfig(name="cutmix", p=0.5), "augment": configuration.AugmentConfig(policy="rand")},
         {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
         {"augment": configuration.AugmentConfig(policy="augmix", consistency=12)},
+        {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2, zero_init=True)},
     ],
     ids=[
         "reference augmentation",
@@ -300,6 +327,7 @@ class NoWaiting(TorchDispatchMode):
         "cutmix and rand",
         "ricap",
         "augmix",
+        "noise within",
     ],
 )
 def test_a_step_never_makes_the_host_wait(choice):

@@ -67,10 +67,10 @@ def read_study(path: Path) -> Study | None:
     if not isinstance(content, dict) or "variants" not in content:
         return None
     variants, always, recipe = content["variants"], content.get("always", ""), content.get("recipe")
-    texts = [recipe, always, *(variants.values() if isinstance(variants, dict) else [None])]
+    texts = [always, *(variants.values() if isinstance(variants, dict) else [None])]
     if unknown := content.keys() - {"recipe", "always", "variants"}:
         raise ConfigError(f"{path}: {min(unknown)} is no part of a study, expected recipe, always and variants")
-    if not all(isinstance(text, str) for text in texts):
+    if not isinstance(recipe, str) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{path}: found no study, expected a recipe, and variants that are names with options each")
     return Study(
         recipe=path.parent / recipe,

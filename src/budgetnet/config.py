@@ -35,12 +35,17 @@ def _require(condition: bool, option: str, found: Any, expected: str) -> None:
 class StageConfig:
     """One stage of a residual network: `depth` blocks of one kind at one resolution."""
 
-    block: Literal["basic", "bottleneck", "preact"] = "basic"
-    """Two 3x3 convolutions; 1x1, 3x3, 1x1; or two 3x3 with norm and activation first."""
+    block: Literal["basic", "bottleneck", "preact", "pyramid", "shake", "inverted", "convnext"] = "basic"
+    """basic: two 3x3 convolutions. bottleneck: 1x1, 3x3, 1x1. preact: two 3x3 with norm and activation first. pyramid:
+    preact without the first activation, over a shortcut padded with zeros (Han 2017, arXiv:1610.02915). shake: two
+    branches of two 3x3, mixed by chance (Gastaldi 2017, arXiv:1705.07485). inverted: 1x1, depthwise 3x3, 1x1 (Sandler
+    2018, arXiv:1801.04381). convnext: depthwise 7x7, 1x1, 1x1 (Liu 2022, arXiv:2201.03545)."""
     depth: int = 2
     """Number of blocks."""
     width: int = 64
-    """Channels inside the block; the stage puts out width * expansion."""
+    """Channels inside the block; the stage puts out width * expansion. inverted and convnext put out width."""
+    widen: int = 0
+    """Channels that are added to width from the first to the last block, in equal steps; pyramid only."""
     stride: int = 1
     """Stride of the first block."""
     groups: int = 1
@@ -48,11 +53,16 @@ class StageConfig:
     separable: bool = False
     """Replace the 3x3 convolution by a depthwise 3x3 and a pointwise 1x1, with no norm between."""
     expansion: int = 1
-    """Output channels as a multiple of width (4 in the usual bottleneck)."""
+    """Output channels as a multiple of width (4 in the usual bottleneck); inverted and convnext are so many times wider
+    inside (usually 6 and 4)."""
     se: int = 0
-    """Squeeze-and-excitation reduction ratio; 0 is none."""
+    """Squeeze-and-excitation reduction ratio (Hu 2018, arXiv:1709.01507); 0 is none."""
+    eca: bool = False
+    """Efficient channel attention (Wang 2020, arXiv:1910.03151)."""
+    cbam: int = 0
+    """Channel and spatial attention (Woo 2018, arXiv:1807.06521), its reduction ratio; 0 is none."""
     se_place: Literal["branch", "sum"] = "branch"
-    """Gate the residual branch before the sum (Hu et al. 2018) or the sum itself (the reference project)."""
+    """Gate (by se, eca or cbam) the residual branch before the sum or the sum itself (the reference project)."""
     activation: Literal["relu", "leaky_relu", "silu", "gelu"] = "relu"
     """Activation of the stage's blocks."""
 
@@ -60,7 +70,14 @@ class StageConfig:
         for name in ("depth", "width", "stride", "groups", "expansion"):
             value = getattr(self, name)
             _require(value >= 1, f"model.stages.{name}", value, "1 or more")
-        _require(self.se >= 0, "model.stages.se", self.se, "a reduction ratio, or 0 for none")
+        for name in ("se", "cbam"):
+            value = getattr(self, name)
+            _require(value >= 0, f"model.stages.{name}", value, "a reduction ratio, or 0 for none")
+        if (self.se > 0) + self.eca + (self.cbam > 0) > 1:
+            raise ConfigError("model.stages has more than one of se, eca and cbam: a block has one gate at most")
+        _require(self.widen >= 0, "model.stages.widen", self.widen, "0 or more channels")
+        if self.widen and self.block != "pyramid":
+            raise ConfigError(f"model.stages.widen is given, but block is {self.block}: only pyramid blocks widen")
         _require(self.width % self.groups == 0, "model.stages.groups", self.groups, f"a divisor of width {self.width}")
 
 
@@ -78,12 +95,18 @@ class ModelConfig:
     stages: list[StageConfig] | None = None
     """With `name: residual`: the stages."""
     dropout: float = 0.0
-    """Share of values dropped inside wide residual blocks (networks whose name starts with wrn)."""
+    """Share of values dropped inside pre-activation blocks (Zagoruyko 2016, arXiv:1605.07146)."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of images for which the last residual branch is left out; earlier ones in proportion to
+    their place (Huang 2016, arXiv:1603.09382)."""
+    zero_init: bool = False
+    """Start the norm that ends each residual branch with weight 0, under either init (Goyal 2017, arXiv:1706.02677)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.width, int):
             _require(self.width >= 1, "model.width", self.width, "1 or more, auto, or null")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share in [0, 1)")
+        for name in ("dropout", "drop_path"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
         if self.stem != 1 and self.name != "residual":
             raise ConfigError(f"model.stem is {self.stem}, but {self.name} has a stem of its own: leave it out")
         if (self.name == "residual") != bool(self.stages):

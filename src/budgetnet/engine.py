@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
-from budgetnet.models.residual import Projection
+from budgetnet.models.blocks import Projection
 
 Precision = Literal["fp32", "int8"]
 
@@ -190,6 +190,8 @@ def _export(network: nn.Module, image_shape: Sequence[int]) -> bytes:
         # The exporter that is to replace this one needs further packages.
         for message in ("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
             warnings.filterwarnings("ignore", message, DeprecationWarning)
+        # How much `pad` pads, which ONNX Runtime folds itself.
+        warnings.filterwarnings("ignore", "Constant folding - Only steps=1 can be constant folded", UserWarning)
         path = Path(folder) / "exported.onnx"
         torch.onnx.export(
             network,

@@ -149,6 +149,7 @@ def _sizes() -> list[int]:
 
 
 _SIZES = _sizes()
+_KNOWN = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 _BININT1, _LONG_BINPUT = b"Kr"
 _uint4 = struct.Struct("<I").unpack_from
 _SMALL_INTS = re.compile(rb"(?:K.)+", re.DOTALL)
@@ -177,7 +178,7 @@ def _check_opcodes(raw: bytes) -> None:
                 raise DataError("a memo of impossible size")  # which would be allocated whole
             at += 5
         else:
-            opcode = pickletools.code2op.get(chr(code))
+            opcode = _KNOWN.get(code)
             if opcode is None or not _OPCODES.fullmatch(opcode.name):
                 raise DataError(f"the opcode {opcode.name if opcode else code}")
             stream.seek(at + 1)

@@ -223,7 +223,7 @@ def _panels(rows: list[Row]) -> list[_Panel]:
 
 def _stage(row: Row) -> str:
     """The stage that a row belongs to; none for single layers."""
-    return "" if row.kind.startswith(("conv ", "batch norm", "linear")) else row.name.split(".")[0]
+    return "" if row.kind.startswith(("conv ", "batch norm", "layer norm", "linear")) else row.name.split(".")[0]
 
 
 def _box(kind: str, count: int, colour: str) -> _Box:

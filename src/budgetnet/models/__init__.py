@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, ConfigError
+from budgetnet.models.blocks import BLOCKS, BlockOptions, ZeroNorm
 from budgetnet.models.residual import ResidualArchitecture, uniform
 from budgetnet.models.summary import Row, count_parameters, multiply_adds, summarize
 from budgetnet.models.whitened import WhitenedArchitecture
@@ -86,21 +87,67 @@ def _reference(
 
 
 def _resnet(block: str, depths: tuple[int, ...], expansion: int = 1, se: int = 0) -> ResidualArchitecture:
-    """He et al. 2015 (arXiv:1512.03385) for small images: one 3x3 convolution before the stages, no pooling."""
+    """He et al. 2015 (arXiv:1512.03385) for small images: one 3x3 convolution before the stages, no pooling.
+
+    With pre-activation blocks (He et al. 2016, arXiv:1603.05027) as pytorch-cifar has it, with nothing at the end.
+    """
     stages = uniform(block, depths, 64, expansion, se=(se,) * len(depths))
-    return ResidualArchitecture(stages=stages, stem_width=64)
+    return ResidualArchitecture(stages=stages, stem_width=64, bare=True)
 
 
-def _resnext29(groups: int, group_width: int) -> ResidualArchitecture:
-    """Xie et al. 2017 (arXiv:1611.05431), as trained by pytorch-cifar: expansion 2 and a 1x1 stem."""
-    stages = uniform("bottleneck", (3, 3, 3), groups * group_width, 2, groups=(groups,) * 3)
-    return ResidualArchitecture(stages=stages, stem_width=64, stem_kernel=1)
+def _resnext(depth: int, groups: int, group_width: int, stem_kernel: int = 3) -> ResidualArchitecture:
+    """Xie et al. 2017 (arXiv:1611.05431), section 5.3: depth 9n + 2, stages that put out 256, 512 and 1024.
+
+    pytorch-cifar has a 1x1 stem.
+    """
+    width = groups * group_width
+    stages = uniform("bottleneck", ((depth - 2) // 9,) * 3, width, 256 // width, groups=(groups,) * 3)
+    return ResidualArchitecture(stages=stages, stem_width=64, stem_kernel=stem_kernel)
+
+
+def _pyramid(depth: int, added: int) -> ResidualArchitecture:
+    """Han et al. 2017 (arXiv:1610.02915): depth 6n + 2, from 16 channels to 16 + `added`, a multiple of 3."""
+    stages = tuple(
+        StageConfig(
+            block="pyramid",
+            depth=(depth - 2) // 6,
+            width=16 + added // 3 * i,
+            widen=added // 3,
+            stride=1 if i == 0 else 2,
+        )
+        for i in range(3)
+    )
+    return ResidualArchitecture(stages=stages, stem_width=16)
+
+
+def _shake_shake(depth: int, width: int) -> ResidualArchitecture:
+    """Gastaldi 2017 (arXiv:1705.07485): depth 6n + 2, two branches `width` wide."""
+    return ResidualArchitecture(stages=uniform("shake", ((depth - 2) // 6,) * 3, width), stem_width=16)
+
+
+def _mobilenet_v2() -> ResidualArchitecture:
+    """Sandler et al. 2018 (arXiv:1801.04381), with ReLU, and strides for small images as pytorch-cifar has them."""
+    table = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    stages = tuple(
+        StageConfig(block="inverted", expansion=expansion, width=width, depth=depth, stride=stride)
+        for expansion, width, depth, stride in table
+    )
+    return ResidualArchitecture(stages=stages, stem_width=32, head_width=1280)
+
+
+def _convnext(depths: tuple[int, ...], width: int) -> ResidualArchitecture:
+    """Liu et al. 2022 (arXiv:2201.03545) for small images: a 3x3 stem without stride instead of 4x4 patches.
+
+    The last layer norm comes before the mean over positions, not after it.
+    """
+    stages = uniform("convnext", depths, width, 4, activation=("gelu",) * len(depths))
+    return ResidualArchitecture(stages=stages, stem_width=width)
 
 
 def _wide(depth: int, factor: int) -> ResidualArchitecture:
     """Zagoruyko and Komodakis 2016 (arXiv:1605.07146): depth 6n + 4, stages `factor` times 16, 32 and 64 wide."""
     stages = uniform("preact", ((depth - 4) // 6,) * 3, 16 * factor)
-    return ResidualArchitecture(stages=stages, stem_width=16, final_norm=True)
+    return ResidualArchitecture(stages=stages, stem_width=16)
 
 
 _REGISTRY: dict[str, _Architecture] = {
@@ -118,11 +165,18 @@ _REGISTRY: dict[str, _Architecture] = {
     "resnet101": _resnet("bottleneck", (3, 4, 23, 3), expansion=4),
     "preact_resnet18": _resnet("preact", (2, 2, 2, 2)),
     "se_resnet18": _resnet("basic", (2, 2, 2, 2), se=16),
-    "resnext29_32x4d": _resnext29(32, 4),
-    "resnext29_2x64d": _resnext29(2, 64),
+    "resnext29_32x4d": _resnext(29, 32, 4, stem_kernel=1),
+    "resnext29_2x64d": _resnext(29, 2, 64, stem_kernel=1),
+    "resnext20_4x32d": _resnext(20, 4, 32),
+    "resnext56_16x4d": _resnext(56, 16, 4),
     "wrn_16_4": _wide(16, 4),
     "wrn_28_10": _wide(28, 10),
     "wrn_40_2": _wide(40, 2),
+    "preact_resnet20_4": ResidualArchitecture(stages=uniform("preact", (3, 3, 3), 64), stem_width=64),
+    "pyramidnet110_84": _pyramid(110, 84),
+    "shake_shake26_2x32d": _shake_shake(26, 32),
+    "mobilenet_v2": _mobilenet_v2(),
+    "convnext_atto": _convnext((2, 2, 6, 2), 40),
 }
 
 
@@ -229,8 +283,9 @@ def largest_width(
 def kaiming_(network: nn.Module) -> None:
     """Initialise in place as the reference project does; frozen parameters stay as they are.
 
-    Convolutions: normal, variance 2 / fan-out (He et al. 2015, arXiv:1502.01852). Norms: weight 1. Linear layers:
-    normal, standard deviation 1e-3. Every bias: 0.
+    Convolutions: normal, variance 2 / fan-out (He et al. 2015, arXiv:1502.01852). Batch norms: weight 1, or 0 where
+    `model.zero_init` says so. Linear layers: normal, standard deviation 1e-3. Biases of all these: 0. What else a
+    network has stays as it is.
     """
     for module in network.modules():
         if not isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
@@ -239,7 +294,7 @@ def kaiming_(network: nn.Module) -> None:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif isinstance(module, nn.BatchNorm2d):
-                nn.init.ones_(module.weight)
+                nn.init.constant_(module.weight, 0.0 if isinstance(module, ZeroNorm) else 1.0)
             else:
                 nn.init.normal_(module.weight, std=1e-3)
         if module.bias is not None and module.bias.requires_grad:
@@ -266,22 +321,35 @@ def _architecture(config: ModelConfig) -> _Architecture:
         near = difflib.get_close_matches(name, [*_REGISTRY, "residual"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`budgetnet models` lists those that are"
         raise ConfigError(f"model.name: {name} is not a network ({hint})")
-    if config.dropout:
-        if not wide or not isinstance(architecture, ResidualArchitecture):
-            raise ConfigError(
-                f"model.dropout is {config.dropout:g}, but {name} has none: only networks whose name starts with wrn do"
-            )
-        architecture = replace(architecture, dropout=config.dropout)
+    architecture = _with_options(architecture, config)
     return architecture.scaled(config.width) if isinstance(config.width, int) else architecture
+
+
+def _with_options(architecture: _Architecture, config: ModelConfig) -> _Architecture:
+    """The architecture with the options of the configuration that concern all blocks; what it lacks is refused."""
+    stages = architecture.stages if isinstance(architecture, ResidualArchitecture) else ()
+    kinds = {stage.block for stage in stages}
+    if config.dropout and "preact" not in kinds:
+        raise ConfigError(
+            f"model.dropout is {config.dropout:g}, but {config.name} has none: only pre-activation blocks do"
+        )
+    if config.drop_path and not stages:
+        raise ConfigError(
+            f"model.drop_path is {config.drop_path:g}, but {config.name} has no residual blocks: leave it out"
+        )
+    if config.zero_init and not any(BLOCKS[kind].ends_in_norm for kind in kinds):
+        raise ConfigError(f"model.zero_init is true, but no block of {config.name} ends in a batch norm: leave it out")
+    if not isinstance(architecture, ResidualArchitecture):
+        return architecture
+    options = BlockOptions(dropout=config.dropout, drop_path=config.drop_path, zero_init=config.zero_init)
+    return replace(architecture, options=options)
 
 
 def _described(config: ModelConfig) -> ResidualArchitecture:
     stages: tuple[StageConfig, ...] = tuple(config.stages or ())
     if not stages:
         raise ConfigError("model.name is residual and model.stages is not given: list the stages")
-    return ResidualArchitecture(
-        stages=stages, stem=config.stem, stem_width=stages[0].width, final_norm=stages[-1].block == "preact"
-    )
+    return ResidualArchitecture(stages=stages, stem=config.stem, stem_width=stages[0].width)
 
 
 def _count(architecture: _Architecture, num_classes: int, image_size: int, channels: int) -> int:
