@@ -25,6 +25,7 @@ ORDER = [
     "evaluate",
     "optim",
     "checkpoint",
+    "distill",
     "tracking",
     "progress",
     "train",

@@ -19,6 +19,7 @@ from budgetnet.augment import progressive_size
 from budgetnet.config import (
     AugmentConfig,
     Config,
+    DistillConfig,
     MixConfig,
     ModelConfig,
     ProgressiveConfig,
@@ -438,6 +439,75 @@ def test_of_the_average_and_the_weights_themselves_the_better_in_validation_is_k
 def test_without_an_average_the_record_has_the_columns_that_it_always_had(tmp_path):
     run(replace(TINY, ema=0.0, epochs=1), tmp_path / "run")
     assert [*rows(tmp_path / "run")[0]] == ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"mix": MixConfig(name="cutmix", p=0.5), "label_smoothing": 0.1},
+        {"distill": DistillConfig(cached=True, teachers=["?"])},
+        {"progressive": ProgressiveConfig(size=16), "optimizer": configuration.OptimizerConfig(lr=0.01, sam=0.05)},
+    ],
+    ids=["mixed", "cached", "small images and sam"],
+)
+def test_a_student_of_an_earlier_run_resumes_exactly_and_no_step_waits(choice, whole, tmp_path):
+    config = replace(TINY, **choice)
+    config = replace(config, distill=replace(config.distill, teachers=[str(whole), str(whole)]))
+    summary = run(config, tmp_path / "whole")
+    assert len(summary["tags"]["teachers"].split(", ")) == 2
+    stopper = Stopper(STEPS + 3)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    training = a_training(config)
+    compute = partial(training.loss, torch.arange(32), 0, 16)
+    training.update(compute()[0], 0.01, compute)
+    with NoWaiting():
+        training.update(compute()[0], 0.01, compute)
+
+
+def test_the_loss_of_a_student_is_that_of_labels_and_that_of_teachers_by_weight(whole):
+    config = replace(
+        TINY,
+        mix=MixConfig(name="mixup"),
+        label_smoothing=0.1,
+        distill=DistillConfig(teachers=[str(whole)], weight=0.7, temperature=3.0),
+    )
+    index = torch.arange(32)
+    loss, _ = a_training(config).loss(index, 5, 32)
+    plain, again = a_training(replace(config, distill=DistillConfig())), a_training(config)
+    labels, _ = plain.loss(index, 5, 32)
+    rng = torch.Generator().manual_seed(5)
+    x = again.augment(again.images[index], index, 0, rng)
+    x = mix(x, again.labels[index], 10, config.mix, rng)[0].contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        p = (checkpoint.load_classifier(whole).network(x) / 3).softmax(1)  # of the same data, so normalised alike
+        q = (again.network(x) / 3).softmax(1)
+    apart = 9 * (p * (p.log() - q.log())).sum() / 32
+    assert loss.item() == pytest.approx((0.3 * labels + 0.7 * apart).item(), rel=1e-4)
+
+
+def test_a_run_is_not_resumed_when_a_teacher_has_changed(whole, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes((whole / "best.safetensors").read_bytes())
+    config = replace(TINY, distill=DistillConfig(teachers=[str(teacher)]))
+    stopper = Stopper(2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    best = checkpoint.load_classifier(whole)
+    checkpoint.save_classifier(teacher, replace(best, provenance={}))
+    with pytest.raises(CheckpointError, match=r"teacher .*teacher\.safetensors has changed since .*last\.ckpt"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_a_teacher_may_be_over_the_budget_of_its_student(whole, tmp_path):
+    small = ModelConfig(name="residual", stages=[StageConfig(width=4, depth=1, stride=4)])
+    config = replace(TINY, budget=1000, model=small, epochs=1, distill=DistillConfig(teachers=[str(whole)]))
+    assert models.count_parameters(checkpoint.load_classifier(whole).network) > 1000
+    assert run(config, tmp_path / "run")["parameters"] <= 1000
+    with pytest.raises(BudgetError):
+        run(replace(config, model=TINY.model), tmp_path / "large")
 
 
 def test_sam_over_no_distance_is_the_plain_run_bit_for_bit_and_over_some_another(tmp_path):

@@ -200,6 +200,29 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Learning from trained networks besides the labels (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    teachers: list[str] = field(default_factory=list)
+    """Finished runs or model files of the same classes, whose probabilities are averaged; they may be over the
+    budget."""
+    temperature: float = 4.0
+    """What the logits of both sides are divided by: more is softer."""
+    weight: float = 0.9
+    """Weight of the teachers in the loss; that of the labels is the rest."""
+    cached: bool = False
+    """Ask the teachers once about each training image (and its mirror, with augment.flip), instead of about every view
+    that the student sees, which costs their forward pass each step (and is better: Beyer et al. 2022,
+    arXiv:2106.05237)."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.temperature < math.inf, "distill.temperature", self.temperature, "a number above 0")
+        _require(0 < self.weight <= 1, "distill.weight", self.weight, "a share in (0, 1]")
+        if not self.teachers and (self.temperature, self.weight, self.cached) != (4.0, 0.9, False):
+            raise ConfigError("distill has options, but distill.teachers is empty: name a teacher, or leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How gradients become updates."""
 
@@ -358,6 +381,8 @@ class Config:
     """How training images are mixed with each other."""
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     """How large training images are at first."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Which trained networks are learnt from."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How gradients become updates."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -439,6 +464,11 @@ class Config:
             raise ConfigError(
                 f"augment.consistency is {self.augment.consistency:g} and mix.name is {self.mix.name}: the loss "
                 "compares views of one image, and mixed ones are of several; leave one of them out"
+            )
+        if self.distill.cached and self.mix.name != "none":
+            raise ConfigError(
+                f"distill.cached is true and mix.name is {self.mix.name}: the teachers are asked about whole images, "
+                "and mixed ones are of several; leave one of them out"
             )
         if self.augment.until < 1 and not self.augment.strong and self.mix.name == "none":
             raise ConfigError(

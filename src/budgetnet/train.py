@@ -27,6 +27,7 @@ from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
+from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
 from budgetnet.files import atomic_write
 from budgetnet.mixing import mix
@@ -92,6 +93,20 @@ class Training:
         self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
         self.classes = len(dataset.classes)
         self.images, self.labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
+        self.teachers = (
+            Teachers(
+                config.distill,
+                dataset,
+                train_indices,
+                smallest=config.progressive.size or dataset.train.images.shape[-1],
+                mirrored=config.augment.flip != "none",
+                device=device,
+                layout=self.layout,
+                precision=PRECISIONS[config.precision],
+            )
+            if config.distill.teachers
+            else None
+        )
         averaged = bool(config.ema or config.swa)
         self.average = optim.WeightAverage(self.network, config.ema or None) if averaged else None
         steps, alpha = config.optimizer.lookahead_steps, config.optimizer.lookahead_alpha
@@ -132,9 +147,14 @@ class Training:
         x = resize(x, size)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
-            logits = self.forward(x.contiguous(memory_format=self.layout))
+            x = x.contiguous(memory_format=self.layout)
+            logits = self.forward(x)
+            taught = self.teachers.targets(x[: len(index)], index) if self.teachers else None
         views = logits.float().reshape(-1, len(index), self.classes)  # one, or three with a consistency loss
         loss = F.cross_entropy(views[0], y, label_smoothing=self.config.label_smoothing)
+        if taught is not None:
+            weight, temperature = self.config.distill.weight, self.config.distill.temperature
+            loss = (1 - weight) * loss + weight * distillation_loss(views[0], taught, temperature)
         if len(views) > 1:
             loss = loss + self.config.augment.consistency * jensen_shannon(views)
         return loss, (views[0].detach().argmax(1) == labels).sum()
@@ -199,6 +219,8 @@ class Training:
             "plateau": self.plateau.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.teachers:
+            state |= {"teachers": self.teachers.digests}
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
         if self.lookahead:
@@ -209,7 +231,7 @@ class Training:
         """Go on from what `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing or damaged, or the run was trained on other data.
+            CheckpointError: the file is missing or damaged, or the run was trained on other data or by other teachers.
         """
         state = checkpoint.load_state(path)
         if state["checksum"] != checksum:
@@ -217,6 +239,17 @@ class Training:
                 f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
                 "resume with the same --data"
             )
+        for name, now, before in zip(
+            self.config.distill.teachers,
+            self.teachers.digests if self.teachers else (),
+            state.get("teachers", ()),
+            strict=True,
+        ):
+            if now != before:
+                raise CheckpointError(
+                    f"teacher {name} has changed since {path} was written (checksum {before[:12]}, found {now[:12]}): "
+                    "resume with the same file"
+                )
         checkpoint.load_strictly(self.network, state["network"], str(path), "the run's network")
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
@@ -258,9 +291,9 @@ def train(
 
     Raises:
         BudgetError: the network is over the budget; nothing was read or written.
-        ConfigError: options that do not fit the data, the device, or the run that is resumed.
+        ConfigError: options that do not fit the data, the device, the teachers, or the run that is resumed.
         DataError: the data is missing or damaged, or the run's folder cannot be written.
-        CheckpointError: there is nothing to resume, or it is damaged.
+        CheckpointError: there is nothing to resume, or it or a teacher is damaged, or has changed.
         TrainingError: the run's folder exists, or the loss is not finite.
         Interrupted: `stop` said so, and the state is saved.
     """
@@ -297,6 +330,8 @@ def train(
     metrics = Metrics(run / "metrics.csv")
     metrics.truncate(training.at.epoch)
     tags = _tags(config, dataset, training.network, device)
+    if training.teachers:
+        tags["teachers"] = ", ".join(training.teachers.digests)
     progress.begin(config, dataset, run, tags)
     tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
     tracker.start(run.resolve().name, asdict(config), tags)
