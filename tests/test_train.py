@@ -526,6 +526,26 @@ def test_sam_over_no_distance_is_the_plain_run_bit_for_bit_and_over_some_another
     assert max(apart) > 1e-2
 
 
+def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves_the_weights_alone():
+    # As on CUDA in fp16; the scale itself needs no such device.
+    config = replace(
+        TINY, ema=0.0, clip_norm=1.0, optimizer=configuration.OptimizerConfig(lr=0.05, momentum=0.0, sam=0.1)
+    )
+    plain, scaled = a_training(config), a_training(config)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for training in (plain, scaled):
+        compute = partial(training.loss, torch.arange(32), 0, 32)
+        training.update(compute()[0], 0.05, compute)
+    torch.testing.assert_close(scaled.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-6)
+    before = {key: value.clone() for key, value in scaled.network.named_parameters()}
+    compute = partial(scaled.loss, torch.arange(32), 1, 32)
+    scaled.update(compute()[0] * math.inf, 0.05, compute)
+    assert all(torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
+    assert scaled.scaler.get_scale() == 2.0**9
+    scaled.update(compute()[0], 0.05, compute)
+    assert any(not torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
+
+
 def test_the_slow_weights_are_validated_and_kept(tmp_path):
     optimizer = configuration.OptimizerConfig(lr=0.05, lookahead_steps=4)  # of the six that an epoch has
     config = replace(TINY, val_size=0, batch_size=256, ema=0.0, epochs=1, optimizer=optimizer)
