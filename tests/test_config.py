@@ -157,6 +157,11 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, messa
         (["--epochs"], "--epochs"),
         (["--epochs", "0"], "epochs is 0, expected 1 or more"),
         (["--ema", "1"], "ema is 1.0, expected a decay in [0, 1)"),
+        (["--swa", "2"], "swa is 2.0, expected a share in [0, 1]"),
+        (["--swa", "0.5", "--ema", "0.9"], "two averages of the same weights: leave one of them out"),
+        (["--optimizer.sam", "-1"], "optimizer.sam is -1.0, expected a distance, or 0 for none"),
+        (["--optimizer.lookahead_alpha", "0.8"], "optimizer.lookahead_steps is 0: give the steps, or leave it out"),
+        (["--distill.cached", "true"], "distill.teachers is empty: name a teacher"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(options, message, tmp_path):

@@ -13,8 +13,11 @@ from torch import nn
 from budgetnet import models, optim
 from budgetnet.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from budgetnet.optim import (
+    Lookahead,
     Plateau,
     WeightAverage,
+    ascended,
+    estimate_norms,
     lr_factor,
     make_optimizer,
     orthogonalize,
@@ -482,6 +485,90 @@ def test_an_optimizer_goes_on_from_its_state_bit_for_bit(config):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+# ------------------------------------------------------------------------------------- sam and lookahead
+
+
+def a_batch(seed):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(8, 2, 6, 6, generator=rng), torch.randint(3, (8,), generator=rng)
+
+
+def gradients(network, batch):
+    loss = nn.functional.cross_entropy(network(batch[0]), batch[1])
+    return dict(zip(dict(network.named_parameters()), torch.autograd.grad(loss, network.parameters()), strict=True))
+
+
+@pytest.mark.parametrize("rho", [1e-3, 0.05, 2.0])
+def test_steps_of_sam_equal_those_of_a_network_that_is_copied_and_moved_by_hand(rho):
+    torch.manual_seed(0)
+    ours = Small()
+    theirs = copy.deepcopy(ours)
+    optimizer = make_optimizer(ours, OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.0))
+    for seed in range(4):
+        x, y = a_batch(seed)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(ours(x), y).backward()
+        with ascended(ours, rho):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ours(x), y).backward()
+        optimizer.step()
+
+        first = gradients(theirs, (x, y))
+        length = sum(float(gradient.square().sum()) for gradient in first.values()) ** 0.5
+        moved = copy.deepcopy(theirs)
+        for name, parameter in moved.named_parameters():
+            parameter.data = parameter.data + rho * first[name] / length
+        second = gradients(moved, (x, y))
+        for name, parameter in theirs.named_parameters():
+            parameter.data = parameter.data - 0.1 * second[name]
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_way_up_has_its_length_and_ends_where_it_began_statistics_included():
+    torch.manual_seed(0)
+    network = Small()
+    x, y = a_batch(0)
+    nn.functional.cross_entropy(network(x), y).backward()
+    before = copy.deepcopy(network.state_dict())
+    with ascended(network, 0.7):
+        way = torch.cat([(p - before[name]).flatten() for name, p in network.named_parameters()])
+        assert way.norm().item() == pytest.approx(0.7, rel=1e-4)
+        network(10 * x)
+        assert not torch.equal(network.norm.running_var, before["norm.running_var"])
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_gradient_of_nothing_leads_nowhere():
+    network = nn.Linear(2, 2)
+    (0 * network(torch.ones(1, 2)).sum()).backward()
+    before = network.weight.detach().clone()
+    with ascended(network, 0.5):
+        assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize(("steps", "alpha"), [(1, 0.3), (3, 0.5), (5, 1.0)])
+def test_lookahead_equals_an_explicit_loop(steps, alpha):
+    torch.manual_seed(0)
+    network = Small()
+    optimizer = make_optimizer(network, OptimizerConfig(lr=0.1))
+    lookahead = Lookahead(network, steps, alpha)
+    slow = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for t in range(1, 11):
+        trained(network, optimizer, [0.1])
+        fast = copy.deepcopy(network.state_dict())
+        lookahead.update(network)
+        found = lookahead.network.state_dict()
+        if t % steps == 0:
+            slow = {name: value + alpha * (fast[name] - value) for name, value in slow.items()}
+            assert all(torch.equal(network.state_dict()[name], found[name]) for name in found)
+            assert torch.equal(found["norm.running_var"], fast["norm.running_var"])
+        else:
+            assert all(torch.equal(value, fast[name]) for name, value in network.state_dict().items())
+        torch.testing.assert_close({name: found[name] for name in slow}, slow, rtol=1e-4, atol=1e-6)
+    assert network.training
+    assert not lookahead.network.training
+
+
 # ---------------------------------------------------------------------------------------- weight average
 
 
@@ -531,3 +618,31 @@ def test_the_average_of_a_network_that_stands_still_is_that_network():
         torch.equal(mine, theirs)
         for mine, theirs in zip(average.network.state_dict().values(), network.state_dict().values(), strict=True)
     )
+
+
+def test_an_equal_average_is_the_mean_of_all_it_was_given_and_of_nothing_else():
+    torch.manual_seed(0)
+    network = Small()
+    average = WeightAverage(network, None)
+    given = []
+    for _ in range(5):
+        trained(network, make_optimizer(network, OptimizerConfig()), [0.1])
+        average.update(network)
+        given.append(copy.deepcopy(network.state_dict()))
+    found = average.network.state_dict()
+    for key in ("conv.weight", "norm.bias", "linear.bias"):
+        torch.testing.assert_close(found[key], torch.stack([state[key] for state in given]).mean(0))
+
+
+def test_estimated_norms_have_the_mean_statistics_of_the_batches_and_all_else_is_as_in_evaluation():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(2, momentum=0.4)).eval()
+    batches = [3 + 2 * torch.randn(8, 2, 5, 5) for _ in range(4)]
+    state = torch.get_rng_state()
+    estimate_norms(network, iter(batches))
+    norm = network[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([x.var((0, 2, 3)) for x in batches]).mean(0))
+    assert torch.equal(torch.get_rng_state(), state), "dropout drew"
+    assert norm.momentum == 0.4
+    assert not any(module.training for module in network.modules())

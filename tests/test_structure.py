@@ -29,6 +29,7 @@ ORDER = [
     "robustness",
     "optim",
     "checkpoint",
+    "distill",
     "tracking",
     "progress",
     "train",

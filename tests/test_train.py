@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from budgetnet.augment import progressive_size
 from budgetnet.config import (
     AugmentConfig,
     Config,
+    DistillConfig,
     MixConfig,
     ModelConfig,
     ProgressiveConfig,
@@ -94,7 +96,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             {"network": checkpoint.load_classifier(other).network.state_dict()},
         ),
     ):
-        for part in ("network", "average"):
+        for part in ("network", "average", "lookahead"):
             assert mine.get(part, {}).keys() == theirs.get(part, {}).keys()
             for key, value in mine.get(part, {}).items():
                 assert torch.equal(value, theirs[part][key]), key
@@ -316,6 +318,7 @@ class NoWaiting(TorchDispatchMode):
         {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
         {"augment": configuration.AugmentConfig(policy="augmix", consistency=12)},
         {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2, zero_init=True)},
+        {"optimizer": configuration.OptimizerConfig(sam=0.05, lookahead_steps=1), "clip_norm": 1.0},
     ],
     ids=[
         "reference augmentation",
@@ -328,6 +331,7 @@ class NoWaiting(TorchDispatchMode):
         "ricap",
         "augmix",
         "noise within",
+        "sam and lookahead",
     ],
 )
 def test_a_step_never_makes_the_host_wait(choice):
@@ -336,8 +340,9 @@ def test_a_step_never_makes_the_host_wait(choice):
     training = Training(config, digits, torch.arange(64), torch.device("cpu"))
     training.update(training.loss(torch.arange(32), 0, 32)[0], 0.01)  # the first makes the optimizer's buffers
     with NoWaiting():
-        loss, correct = training.loss(torch.arange(32, 64), 1, progressive_size(config.progressive, 0.1, 32))
-        training.update(loss, 0.01)
+        compute = partial(training.loss, torch.arange(32, 64), 1, progressive_size(config.progressive, 0.1, 32))
+        loss, correct = compute()
+        training.update(loss, 0.01, compute)
     assert loss.isfinite()
     assert 0 <= correct <= 32
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
@@ -372,6 +377,211 @@ def test_a_run_on_growing_images_by_muon_resumes_exactly(tmp_path):
         run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
     run(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"optimizer": configuration.OptimizerConfig(name="adamw", lr=0.01, sam=0.05), "clip_norm": 1.0},
+        {"optimizer": configuration.OptimizerConfig(lookahead_steps=3, lookahead_alpha=0.8)},
+        {"optimizer": configuration.OptimizerConfig(name="muon", lookahead_steps=5, sam=0.1), "ema": 0.0},
+    ],
+    ids=["sam", "lookahead", "both with muon"],
+)
+def test_a_run_with_sam_or_lookahead_resumes_exactly(choice, tmp_path):
+    config = replace(TINY, **choice)
+    run(config, tmp_path / "whole")
+    stopper = Stopper(STEPS + 3)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", [STEPS + 3, 2 * STEPS])
+def test_a_run_with_an_equal_average_resumes_exactly(stop, tmp_path):
+    config = replace(TINY, ema=0.0, swa=0.6, model=ModelConfig(name="wrn_10_1", width=4, dropout=0.3))
+    run(config, tmp_path / "whole")
+    stopper = Stopper(stop)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_equal_average_is_of_the_epochs_of_its_share_with_the_statistics_of_training_images(tmp_path):
+    after = []
+
+    class Watch(Progress):
+        def epoch(self, row, best):
+            after.append(weights(tmp_path / "run"))
+            if len(after) == 1:  # not yet in its share
+                assert row["val_accuracy_average"] == row["val_accuracy_raw"]
+
+    config = replace(TINY, ema=0.0, swa=0.6)
+    summary = run(config, tmp_path / "run", progress=Watch())
+    found = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["average"]
+    assert len(after) == 3
+    trained = [key for key, value in found.items() if value.is_floating_point() and "running" not in key]
+    torch.testing.assert_close(
+        {key: found[key] for key in trained}, {key: (after[1][key] + after[2][key]) / 2 for key in trained}
+    )
+    digits = data.load("digits", None)
+    indices = data.split(digits.train.labels, config.val_size, config.split_seed)[0]
+    network = a_training(config).network.train()
+    network.load_state_dict(found)
+    images = digits.train.images[indices[data.epoch_order(len(indices), config.seed, 0)]]
+    sums = torch.zeros(8)
+    with torch.no_grad():
+        for batch in data.batches(images, config.batch_size):
+            pixels = (batch.float() / 255 - torch.tensor(digits.mean).view(3, 1, 1)) / torch.tensor(digits.std).view(
+                3, 1, 1
+            )
+            sums += network.conv1(pixels).mean((0, 2, 3))
+    torch.testing.assert_close(found["bn1.running_mean"], sums / STEPS, rtol=1e-3, atol=1e-5)
+    assert summary["weights"] == checkpoint.load_classifier(tmp_path / "run").provenance["weights"]
+
+
+@pytest.mark.parametrize("better", ["average", "raw"])
+def test_of_the_average_and_the_weights_themselves_the_better_in_validation_is_kept_and_recorded(
+    better, tmp_path, monkeypatch
+):
+    def spoilt(self, network):
+        self.updates += 1
+        for parameter in self.network.parameters():
+            parameter.zero_()  # so that it sees no difference between classes
+
+    config = replace(TINY, epochs=1, val_size=200, optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True))
+    if better == "raw":
+        monkeypatch.setattr("budgetnet.optim.WeightAverage.update", spoilt)
+    else:
+        config = replace(config, optimizer=configuration.OptimizerConfig(lr=1e-12))  # equals: the average is taken
+    summary = run(config, tmp_path / "run")
+    best = checkpoint.load_classifier(tmp_path / "run")
+    assert summary["weights"] == best.provenance["weights"] == better
+    row = rows(tmp_path / "run")[int(summary["final"]["best_epoch"]) - 1]
+    assert float(row["val_accuracy"]) == float(row[f"val_accuracy_{better}"]) == summary["final"]["val_accuracy"]
+    assert float(row["val_accuracy"]) >= max(float(row["val_accuracy_raw"]), float(row["val_accuracy_average"]))
+
+
+def test_without_an_average_the_record_has_the_columns_that_it_always_had(tmp_path):
+    run(replace(TINY, ema=0.0, epochs=1), tmp_path / "run")
+    assert [*rows(tmp_path / "run")[0]] == ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"mix": MixConfig(name="cutmix", p=0.5), "label_smoothing": 0.1},
+        {"distill": DistillConfig(cached=True, teachers=["?"])},
+        {"progressive": ProgressiveConfig(size=16), "optimizer": configuration.OptimizerConfig(lr=0.01, sam=0.05)},
+    ],
+    ids=["mixed", "cached", "small images and sam"],
+)
+def test_a_student_of_an_earlier_run_resumes_exactly_and_no_step_waits(choice, whole, tmp_path):
+    config = replace(TINY, **choice)
+    config = replace(config, distill=replace(config.distill, teachers=[str(whole), str(whole)]))
+    summary = run(config, tmp_path / "whole")
+    assert len(summary["tags"]["teachers"].split(", ")) == 2
+    stopper = Stopper(STEPS + 3)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    training = a_training(config)
+    compute = partial(training.loss, torch.arange(32), 0, 16)
+    training.update(compute()[0], 0.01, compute)
+    with NoWaiting():
+        training.update(compute()[0], 0.01, compute)
+
+
+def test_the_loss_of_a_student_is_that_of_labels_and_that_of_teachers_by_weight(whole):
+    config = replace(
+        TINY,
+        mix=MixConfig(name="mixup"),
+        label_smoothing=0.1,
+        distill=DistillConfig(teachers=[str(whole)], weight=0.7, temperature=3.0),
+    )
+    index = torch.arange(32)
+    loss, _ = a_training(config).loss(index, 5, 32)
+    plain, again = a_training(replace(config, distill=DistillConfig())), a_training(config)
+    labels, _ = plain.loss(index, 5, 32)
+    rng = torch.Generator().manual_seed(5)
+    x = again.augment(again.images[index], index, 0, rng)
+    x = mix(x, again.labels[index], 10, config.mix, rng)[0].contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        p = (checkpoint.load_classifier(whole).network(x) / 3).softmax(1)  # of the same data, so normalised alike
+        q = (again.network(x) / 3).softmax(1)
+    apart = 9 * (p * (p.log() - q.log())).sum() / 32
+    assert loss.item() == pytest.approx((0.3 * labels + 0.7 * apart).item(), rel=1e-4)
+
+
+def test_a_run_is_not_resumed_when_a_teacher_has_changed(whole, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes((whole / "best.safetensors").read_bytes())
+    config = replace(TINY, distill=DistillConfig(teachers=[str(teacher)]))
+    stopper = Stopper(2)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    best = checkpoint.load_classifier(whole)
+    checkpoint.save_classifier(teacher, replace(best, provenance={}))
+    with pytest.raises(CheckpointError, match=r"teacher .*teacher\.safetensors has changed since .*last\.ckpt"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_a_teacher_may_be_over_the_budget_of_its_student(whole, tmp_path):
+    small = ModelConfig(name="residual", stages=[StageConfig(width=4, depth=1, stride=4)])
+    config = replace(TINY, budget=1000, model=small, epochs=1, distill=DistillConfig(teachers=[str(whole)]))
+    assert models.count_parameters(checkpoint.load_classifier(whole).network) > 1000
+    assert run(config, tmp_path / "run")["parameters"] <= 1000
+    with pytest.raises(BudgetError):
+        run(replace(config, model=TINY.model), tmp_path / "large")
+
+
+def test_sam_over_no_distance_is_the_plain_run_bit_for_bit_and_over_some_another(tmp_path):
+    plain = replace(
+        TINY, model=ModelConfig(name="wrn_10_1", width=4, dropout=0.3), ema=0.0, mix=MixConfig(name="mixup"), epochs=1
+    )
+    for name, rho in (("plain", 0.0), ("none", 1e-30), ("some", 0.2)):
+        run(replace(plain, optimizer=replace(plain.optimizer, sam=rho)), tmp_path / name)
+    # The same augmentation, shares and dropout in the second pass; running statistics follow the first alone.
+    # So far below the weights' last bits, nothing else may make a difference.
+    none = weights(tmp_path / "none")
+    assert all(torch.equal(none[key], value) for key, value in weights(tmp_path / "plain").items())
+    apart = [
+        (weights(tmp_path / "some")[key] - value).abs().max() for key, value in weights(tmp_path / "plain").items()
+    ]
+    assert max(apart) > 1e-2
+
+
+def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves_the_weights_alone():
+    # As on CUDA in fp16; the scale itself needs no such device.
+    config = replace(
+        TINY, ema=0.0, clip_norm=1.0, optimizer=configuration.OptimizerConfig(lr=0.05, momentum=0.0, sam=0.1)
+    )
+    plain, scaled = a_training(config), a_training(config)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for training in (plain, scaled):
+        compute = partial(training.loss, torch.arange(32), 0, 32)
+        training.update(compute()[0], 0.05, compute)
+    torch.testing.assert_close(scaled.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-6)
+    before = {key: value.clone() for key, value in scaled.network.named_parameters()}
+    compute = partial(scaled.loss, torch.arange(32), 1, 32)
+    scaled.update(compute()[0] * math.inf, 0.05, compute)
+    assert all(torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
+    assert scaled.scaler.get_scale() == 2.0**9
+    scaled.update(compute()[0], 0.05, compute)
+    assert any(not torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
+
+
+def test_the_slow_weights_are_validated_and_kept(tmp_path):
+    optimizer = configuration.OptimizerConfig(lr=0.05, lookahead_steps=4)  # of the six that an epoch has
+    config = replace(TINY, val_size=0, batch_size=256, ema=0.0, epochs=1, optimizer=optimizer)
+    run(config, tmp_path / "run")
+    slow = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["lookahead"]
+    kept = checkpoint.load_classifier(tmp_path / "run").network.state_dict()
+    assert all(torch.equal(value, slow[key]) for key, value in kept.items())
+    assert any(not torch.equal(value, kept[key]) for key, value in weights(tmp_path / "run").items())
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,29 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Learning from trained networks besides the labels (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    teachers: list[str] = field(default_factory=list)
+    """Finished runs or model files of the same classes, whose probabilities are averaged; they may be over the
+    budget."""
+    temperature: float = 4.0
+    """What the logits of both sides are divided by: more is softer."""
+    weight: float = 0.9
+    """Weight of the teachers in the loss; that of the labels is the rest."""
+    cached: bool = False
+    """Ask the teachers once about each training image (and its mirror, with augment.flip), instead of about every view
+    that the student sees, which costs their forward pass each step (and is better: Beyer et al. 2022,
+    arXiv:2106.05237)."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.temperature < math.inf, "distill.temperature", self.temperature, "a number above 0")
+        _require(0 < self.weight <= 1, "distill.weight", self.weight, "a share in (0, 1]")
+        if not self.teachers and (self.temperature, self.weight, self.cached) != (4.0, 0.9, False):
+            raise ConfigError("distill has options, but distill.teachers is empty: name a teacher, or leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How gradients become updates."""
 
@@ -245,6 +268,14 @@ class OptimizerConfig:
     """Learning rate of norm biases as a multiple of lr (64 in Jordan 2024, arXiv:2404.00498)."""
     head_lr: float = 1.0
     """Learning rate of linear layers as a multiple of lr, which under muon has another meaning for them."""
+    sam: float = 0.0
+    """Distance (rho) up the gradient at which the gradient of the update is taken (sharpness-aware minimisation, Foret
+    et al. 2021, arXiv:2010.01412), for about twice the time; 0 is none."""
+    lookahead_steps: int = 0
+    """Steps between moves of slow weights towards the weights, which go on from there (Zhang et al. 2019,
+    arXiv:1907.08610); 0 is none."""
+    lookahead_alpha: float = 0.5
+    """Share of the way that the slow weights move."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optimizer.lr", self.lr, "a number above 0")
@@ -253,6 +284,15 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         _require(self.bias_lr > 0, "optimizer.bias_lr", self.bias_lr, "a number above 0")
         _require(self.head_lr > 0, "optimizer.head_lr", self.head_lr, "a number above 0")
+        _require(0 <= self.sam < math.inf, "optimizer.sam", self.sam, "a distance, or 0 for none")
+        steps, alpha = self.lookahead_steps, self.lookahead_alpha
+        _require(steps >= 0, "optimizer.lookahead_steps", steps, "a number of steps, or 0 for none")
+        _require(0 < alpha <= 1, "optimizer.lookahead_alpha", alpha, "a share in (0, 1]")
+        if alpha != 0.5 and not steps:
+            raise ConfigError(
+                f"optimizer.lookahead_alpha is {alpha:g}, but optimizer.lookahead_steps is 0: give the steps, or leave "
+                "it out"
+            )
         if self.betas != (0.9, 0.999) and self.name in ("sgd", "muon"):
             raise ConfigError(
                 f"optimizer.betas is given, but optimizer.name is {self.name}, which has momentum: leave it out"
@@ -364,6 +404,8 @@ class Config:
     """How training images are mixed with each other."""
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     """How large training images are at first."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Which trained networks are learnt from."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How gradients become updates."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -373,7 +415,11 @@ class Config:
     clip_norm: float | None = None
     """Largest norm of the whole gradient; null is no clipping."""
     ema: float = 0.0
-    """Decay per step of an average of the weights, warmed up; 0 is none. With it, the average is validated and kept."""
+    """Decay per step of an average of the weights, warmed up; 0 is none. With an average, both it and the weights
+    themselves are validated after each epoch, and the better ones count."""
+    swa: float = 0.0
+    """Share of the run, at its end, over whose epochs the weights are averaged equally (Izmailov et al. 2018,
+    arXiv:1803.05407); 0 is none. The other kind of average than ema."""
     patience: int | None = None
     """Stop after this many epochs without a better validation accuracy; null never. Off when val_size is 0."""
     tta: Tta = "none"
@@ -407,6 +453,11 @@ class Config:
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a norm above 0, or null")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
+        _require(0 <= self.swa <= 1, "swa", self.swa, "a share in [0, 1]")
+        if self.ema and self.swa:
+            raise ConfigError(
+                f"ema is {self.ema:g} and swa is {self.swa:g}, two averages of the same weights: leave one of them out"
+            )
         _require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more epochs, or null")
         _require(
             self.checkpoint_steps is None or self.checkpoint_steps >= 1,
@@ -436,6 +487,11 @@ class Config:
             raise ConfigError(
                 f"augment.consistency is {self.augment.consistency:g} and mix.name is {self.mix.name}: the loss "
                 "compares views of one image, and mixed ones are of several; leave one of them out"
+            )
+        if self.distill.cached and self.mix.name != "none":
+            raise ConfigError(
+                f"distill.cached is true and mix.name is {self.mix.name}: the teachers are asked about whole images, "
+                "and mixed ones are of several; leave one of them out"
             )
         if self.augment.until < 1 and not self.augment.strong and self.mix.name == "none":
             raise ConfigError(

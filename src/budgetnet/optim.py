@@ -1,9 +1,12 @@
-"""Parameter groups, optimizers, the learning rate as a function of the step, and weight averaging."""
+"""Parameter groups, optimizers and what goes around them, the learning rate as a function of the step, and weight
+averaging."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,6 +124,69 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     return orthogonal.to(matrix.dtype)
 
 
+@contextmanager
+def ascended(network: nn.Module, rho: float) -> Iterator[None]:
+    """Within it, the weights stand `rho` up the gradient that they have; after it, they are what they were, exactly.
+
+    So are the buffers: the running statistics of norms do not follow a pass that is made within. The direction is that
+    of the gradient of all parameters together, and so does not depend on its scale. Sharpness-aware minimisation
+    updates the weights by the gradient that is found there: Foret et al. 2021, arXiv:2010.01412.
+
+    Args:
+        network: has the gradients of a loss.
+        rho: Euclidean length of the way, above 0.
+    """
+    parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
+    held = [*parameters, *network.buffers()]
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in held]
+        norm = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).norm()
+        torch._foreach_add_(parameters, list(torch._foreach_mul(gradients, rho / (norm + 1e-12))))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(held, before, strict=True):
+                tensor.copy_(value)
+
+
+class Lookahead:
+    """Slow weights, which move towards the trained ones every so many steps, and from which these then go on.
+
+    Norm statistics are taken over from the trained network when the slow weights move. What the optimizer remembers
+    (momentum) is left as it is. Zhang, Lucas, Hinton and Ba 2019, arXiv:1907.08610.
+
+    Args:
+        network: is trained; its weights are the first slow ones.
+        steps: of the optimizer between two moves, 1 or more.
+        alpha: share of the way that the slow weights move, in (0, 1].
+
+    Attributes:
+        network: a copy with the slow weights, in evaluation mode, without gradients.
+        updates: steps seen.
+    """
+
+    def __init__(self, network: nn.Module, steps: int, alpha: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.steps = steps
+        self.alpha = alpha
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take note of a step that the optimizer of `network` has just made, and move if it is time."""
+        self.updates += 1
+        if self.updates % self.steps:
+            return
+        slow: list[Tensor] = list(self.network.parameters())
+        fast: list[Tensor] = list(network.parameters())
+        torch._foreach_lerp_(slow, fast, self.alpha)
+        torch._foreach_copy_(fast, slow)
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group of `optimizer` the learning rate `lr` times its own factor."""
     for group in optimizer.param_groups:
@@ -203,24 +269,31 @@ class Plateau:
 
 
 class WeightAverage:
-    """An exponential moving average of a network's weights and norm statistics (Polyak and Juditsky 1992).
+    """A moving average of a network's weights and norm statistics, exponential or equal (Polyak and Juditsky 1992).
 
     The decay is warmed up as min(decay, (1 + t) / (10 + t)), so that early weights are forgotten quickly. Running
-    statistics are averaged like the weights, which they belong to; counters are copied.
+    statistics are averaged like the weights, which they belong to; counters are copied. Those of an equal average over
+    long ways are better estimated anew (`estimate_norms`).
+
+    Args:
+        network: where the average begins.
+        decay: of the exponential average, in (0, 1); None is the equal average of what `update` is given.
 
     Attributes:
         network: the averaged copy, in evaluation mode, without gradients.
+        updates: how often `update` was called.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float | None) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move the average towards `network`, whose optimizer has just made a step."""
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        """Take the weights of `network` into the average."""
+        t = self.updates
+        weight = 1 / (1 + t) if self.decay is None else 1 - min(self.decay, (1 + t) / (10 + t))
         self.updates += 1
         averaged: list[Tensor] = []
         current: list[Tensor] = []
@@ -231,3 +304,27 @@ class WeightAverage:
             else:
                 mine.copy_(theirs)
         torch._foreach_lerp_(averaged, current, weight)
+
+
+@torch.no_grad()
+def estimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Estimate the running statistics of batch norms anew: those of the batches, averaged equally.
+
+    Averaged weights give other activations than any of the weights they are an average of, and so need statistics of
+    their own: Izmailov et al. 2018, arXiv:1803.05407. All but the norms works as in evaluation, dropout for one.
+
+    Args:
+        network: in evaluation mode, and left so.
+        batches: inputs of the network, (n, c, h, w), of about equal sizes.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # an equal average
+    for batch in batches:
+        network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum

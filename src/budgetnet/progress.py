@@ -217,9 +217,10 @@ def duration(seconds: float) -> str:
 def summary_lines(summary: Mapping[str, Any], run: Path) -> list[str]:
     """The end of a training in a few lines."""
     final = summary["final"]
+    averaged = "averaged " if summary.get("weights") == "average" else ""  # older summaries do not say
     lines = [
         "",
-        f"weights of epoch {final['best_epoch']:.0f}, chosen by {summary['chosen_by']}"
+        f"{averaged}weights of epoch {final['best_epoch']:.0f}, chosen by {summary['chosen_by']}"
         + (f" ({final['val_accuracy']:.2%})" if "val_accuracy" in final else ""),
         f"test accuracy {final['test_accuracy']:.2%}"
         + (f", {final['test_accuracy_tta']:.2%} with {summary['tta']} views" if "test_accuracy_tta" in final else "")

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
+from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
 from budgetnet.files import atomic_write
 from budgetnet.mixing import mix
@@ -34,6 +36,9 @@ from budgetnet.progress import Progress
 from budgetnet.tracking import Metrics, Tracker
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Images whose activations give the norm statistics of averaged weights: more pixels than the second digit needs.
+_NORM_IMAGES = 10_000
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
@@ -65,6 +70,8 @@ class Position:
     """The epoch whose weights are kept; 0 is none yet."""
     best_accuracy: float = -1.0
     """Its validation accuracy."""
+    best_weights: str = "raw"
+    """Which of its weights: raw, or the average."""
 
 
 class Training:
@@ -86,16 +93,37 @@ class Training:
         self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
         self.classes = len(dataset.classes)
         self.images, self.labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
-        self.average = optim.WeightAverage(self.network, config.ema) if config.ema else None
+        self.teachers = (
+            Teachers(
+                config.distill,
+                dataset,
+                train_indices,
+                smallest=config.progressive.size or dataset.train.images.shape[-1],
+                mirrored=config.augment.flip != "none",
+                device=device,
+                layout=self.layout,
+                precision=PRECISIONS[config.precision],
+            )
+            if config.distill.teachers
+            else None
+        )
+        averaged = bool(config.ema or config.swa)
+        self.average = optim.WeightAverage(self.network, config.ema or None) if averaged else None
+        steps, alpha = config.optimizer.lookahead_steps, config.optimizer.lookahead_alpha
+        self.lookahead = optim.Lookahead(self.network, steps, alpha) if steps else None
         self.optimizer = optim.make_optimizer(self.network, config.optimizer)
         self.plateau = optim.Plateau(config.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.at = Position()
 
     @property
-    def candidate(self) -> nn.Module:
-        """The network that is validated, and kept when it does best."""
-        return self.average.network if self.average else self.network
+    def candidates(self) -> dict[str, nn.Module]:
+        """The networks that are validated, of which the best is kept, the first of equals: average (if any) and raw.
+
+        With lookahead, the raw weights are the slow ones.
+        """
+        raw = {"raw": self.lookahead.network if self.lookahead else self.network}
+        return {"average": self.average.network} | raw if self.average and self.average.updates else raw
 
     def loss(self, index: Tensor, seed: int, size: int, *, strong: bool = True) -> tuple[Tensor, Tensor]:
         """The loss of a batch of training images, and how many of them are classified right, on the device.
@@ -119,25 +147,67 @@ class Training:
         x = resize(x, size)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
-            logits = self.forward(x.contiguous(memory_format=self.layout))
+            x = x.contiguous(memory_format=self.layout)
+            logits = self.forward(x)
+            taught = self.teachers.targets(x[: len(index)], index) if self.teachers else None
         views = logits.float().reshape(-1, len(index), self.classes)  # one, or three with a consistency loss
         loss = F.cross_entropy(views[0], y, label_smoothing=self.config.label_smoothing)
+        if taught is not None:
+            weight, temperature = self.config.distill.weight, self.config.distill.temperature
+            loss = (1 - weight) * loss + weight * distillation_loss(views[0], taught, temperature)
         if len(views) > 1:
             loss = loss + self.config.augment.consistency * jensen_shannon(views)
         return loss, (views[0].detach().argmax(1) == labels).sum()
 
-    def update(self, loss: Tensor, lr: float) -> None:
-        """Move the weights, and their average, against the gradient of the loss."""
+    def update(self, loss: Tensor, lr: float, again: Callable[[], tuple[Tensor, Tensor]] | None = None) -> None:
+        """Move the weights, and what follows them, against the gradient of the loss.
+
+        Args:
+            loss: of the weights as they are.
+            lr: learning rate.
+            again: computes `loss` once more, by the same draws, from weights that have moved; `optimizer.sam` needs it.
+        """
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.optimizer.sam and again:
+            with optim.ascended(self.network, self.config.optimizer.sam):
+                self.optimizer.zero_grad()
+                self.scaler.scale(again()[0]).backward()  # type: ignore[no-untyped-call]
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         optim.set_learning_rate(self.optimizer, lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average:
+        if self.lookahead:
+            self.lookahead.update(self.network)
+        if self.average and self.config.ema:
             self.average.update(self.network)
+
+    def end_epoch(self, indices: Tensor) -> None:
+        """With `swa` and in its share of the run, take the weights of the epoch just completed into the average.
+
+        Norm statistics of the average are then estimated on up to 10,000 training images, always the same ones, as
+        they are: normalised and not augmented, like the images that the weights will be used on.
+
+        Args:
+            indices: int64 (n,), places of the images that are trained on.
+        """
+        if not self.average or self.config.epochs - self.at.epoch >= self.config.swa * self.config.epochs:
+            return
+        self.average.update(self.candidates["raw"])
+        chosen = indices[data.epoch_order(len(indices), self.config.seed, 0)[:_NORM_IMAGES]].to(self.device)
+        precision = PRECISIONS[self.config.precision]
+        with torch.autocast(self.device.type, precision, enabled=precision is not None):
+            optim.estimate_norms(
+                self.average.network,
+                (
+                    normalize(self.images[batch], self.augment.mean, self.augment.std).contiguous(
+                        memory_format=self.layout
+                    )
+                    for batch in data.batches(chosen, self.config.batch_size)
+                ),
+            )
 
     def save(self, path: Path, checksum: str) -> None:
         """Write everything that a resumed run needs."""
@@ -149,15 +219,19 @@ class Training:
             "plateau": self.plateau.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.teachers:
+            state |= {"teachers": self.teachers.digests}
         if self.average:
             state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
+        if self.lookahead:
+            state |= {"lookahead": self.lookahead.network.state_dict(), "lookahead_updates": self.lookahead.updates}
         checkpoint.save_state(path, state)
 
     def load(self, path: Path, checksum: str) -> None:
         """Go on from what `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing or damaged, or the run was trained on other data.
+            CheckpointError: the file is missing or damaged, or the run was trained on other data or by other teachers.
         """
         state = checkpoint.load_state(path)
         if state["checksum"] != checksum:
@@ -165,6 +239,17 @@ class Training:
                 f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
                 "resume with the same --data"
             )
+        for name, now, before in zip(
+            self.config.distill.teachers,
+            self.teachers.digests if self.teachers else (),
+            state.get("teachers", ()),
+            strict=True,
+        ):
+            if now != before:
+                raise CheckpointError(
+                    f"teacher {name} has changed since {path} was written (checksum {before[:12]}, found {now[:12]}): "
+                    "resume with the same file"
+                )
         checkpoint.load_strictly(self.network, state["network"], str(path), "the run's network")
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
@@ -172,6 +257,9 @@ class Training:
         if self.average:
             checkpoint.load_strictly(self.average.network, state["average"], str(path), "the run's network")
             self.average.updates = state["average_updates"]
+        if self.lookahead:
+            checkpoint.load_strictly(self.lookahead.network, state["lookahead"], str(path), "the run's network")
+            self.lookahead.updates = state["lookahead_updates"]
         self.at = Position(**state["position"])
 
 
@@ -205,9 +293,9 @@ def train(
 
     Raises:
         BudgetError: the network is over the budget; nothing was read or written.
-        ConfigError: options that do not fit the data, the device, or the run that is resumed.
+        ConfigError: options that do not fit the data, the device, the teachers, or the run that is resumed.
         DataError: the data is missing or damaged, or the run's folder cannot be written.
-        CheckpointError: there is nothing to resume, or it is damaged.
+        CheckpointError: there is nothing to resume, or it or a teacher is damaged, or has changed.
         TrainingError: the run's folder exists, or the loss is not finite.
         Interrupted: `stop` said so, and the state is saved.
     """
@@ -244,6 +332,8 @@ def train(
     metrics = Metrics(run / "metrics.csv")
     metrics.truncate(training.at.epoch)
     tags = _tags(config, dataset, training.network, device)
+    if training.teachers:
+        tags["teachers"] = ", ".join(training.teachers.digests)
     progress.begin(config, dataset, run, tags)
     tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
     tracker.start(run.resolve().name, asdict(config), tags)
@@ -316,12 +406,14 @@ def _fit(
             done = (at.epoch * steps + at.step) / (config.epochs * steps)
             size = progressive_size(config.progressive, done, training.images.shape[-1])
             strong = done < config.augment.until
-            loss, correct = training.loss(batch, data.step_seed(config.seed, at.epoch, at.step), size, strong=strong)
+            seed = data.step_seed(config.seed, at.epoch, at.step)
+            compute = partial(training.loss, batch, seed, size, strong=strong)
+            loss, correct = compute()
             pending.append((at.step, len(batch), loss.detach(), correct))
             look = time.monotonic() - clock - seen >= _LOOK_EVERY[device.type]
             if look:
                 settle()
-            training.update(loss, learning_rate(at.step))
+            training.update(loss, learning_rate(at.step), compute)
 
             at.step += 1
             at.epoch_seconds += time.monotonic() - started
@@ -350,21 +442,30 @@ def _fit(
         speed = at.images / at.epoch_seconds
         at.epoch, at.step, at.images, at.loss_sum, at.correct, at.epoch_seconds = at.epoch + 1, 0, 0, 0.0, 0, 0.0
         better = at.epoch == config.epochs
+        training.end_epoch(train_indices)
+        candidates = training.candidates
+        kept = next(iter(candidates))
         if config.val_size:
+            scores: dict[str, evaluate.Scores] = {}
             try:
-                val_logits = evaluate.predict_logits(
-                    training.candidate, val_images, dataset.mean, dataset.std, precision=PRECISIONS[config.precision]
-                )
+                for name, network in candidates.items():
+                    logits = evaluate.predict_logits(
+                        network, val_images, dataset.mean, dataset.std, precision=PRECISIONS[config.precision]
+                    )
+                    scores[name] = evaluate.score(logits, val_labels)
             except CheckpointError as error:
                 raise TrainingError(_diverged(f"after epoch {at.epoch}, {error}", config, row["lr"])) from error
-            scores = evaluate.score(val_logits, val_labels)
-            row |= {"val_loss": scores.loss, "val_accuracy": scores.accuracy}
-            training.plateau.update(scores.loss)
-            better = scores.accuracy > at.best_accuracy
-            at.best_accuracy = max(scores.accuracy, at.best_accuracy)
+            kept = max(scores, key=lambda name: scores[name].accuracy)
+            row |= {"val_loss": scores[kept].loss, "val_accuracy": scores[kept].accuracy}
+            if training.average:  # before swa begins, the average is what it would begin with
+                row["val_accuracy_raw"] = scores["raw"].accuracy
+                row["val_accuracy_average"] = scores.get("average", scores["raw"]).accuracy
+            training.plateau.update(scores[kept].loss)
+            better = scores[kept].accuracy > at.best_accuracy
+            at.best_accuracy = max(scores[kept].accuracy, at.best_accuracy)
         if better:
-            at.best_epoch = at.epoch
-            _keep(training.candidate, config, dataset, run, at)
+            at.best_epoch, at.best_weights = at.epoch, kept
+            _keep(candidates[kept], config, dataset, run, at)
         saved = at.seconds = time.monotonic() - clock
         row |= {"images_per_second": speed, "seconds": at.seconds}
         metrics.append(row)
@@ -389,6 +490,7 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
             provenance={
                 "config": asdict(config),
                 "epoch": at.epoch,
+                "weights": at.best_weights,
                 "val_accuracy": at.best_accuracy if config.val_size else None,
                 "data_checksum": dataset.checksum,
                 "versions": _versions(),
@@ -427,6 +529,7 @@ def _test(
         "name": run.resolve().name,
         "final": final | {"best_epoch": at.best_epoch, "epochs": at.epoch, "minutes": at.seconds / 60},
         "chosen_by": "validation accuracy" if config.val_size else "last epoch",
+        "weights": at.best_weights,
         "tta": config.tta,
         "test": test,
         "parameters": models.count_parameters(network),
