@@ -322,3 +322,9 @@ def test_requests_that_make_no_sense_are_refused(options, message):
 def test_folders_of_images_need_a_recipe():
     with pytest.raises(ConfigError, match="needs a recipe with its image_size and val_size"):
         fit.default_recipe("folder")
+
+
+@pytest.mark.parametrize("budget", ["many", "inf", "nan"])
+def test_a_budget_that_is_no_number_is_refused_in_a_line(budget, capsys):
+    assert cli.main(["fit", "--budget", budget]) == 1
+    assert f"argument --budget: '{budget}' is not a number, such as 5e6" in capsys.readouterr().err

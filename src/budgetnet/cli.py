@@ -1001,6 +1001,8 @@ def _fit(options: Namespace) -> int:
     from budgetnet import config as configuration
     from budgetnet import devices, fit
 
+    if options.threads < 0:
+        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = configuration.load(options.recipe) if options.recipe else fit.default_recipe(options.dataset or "cifar10")
@@ -1033,7 +1035,10 @@ def _fit(options: Namespace) -> int:
 
 def _count(text: str) -> int:
     """A whole number, also as 5e6."""
-    return int(float(text))
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError) as error:
+        raise ArgumentTypeError(f"{text!r} is not a number, such as 5e6") from error
 
 
 def _track(options: Namespace) -> int:
