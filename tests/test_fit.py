@@ -238,11 +238,11 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_end(fitted, recipe_file,
     updates = []
     whole_update = Training.update
 
-    def update(self, loss, lr):
-        updates.append(lr)
+    def update(self, *given):
+        updates.append(1)
         if len(updates) == 11:
             raise KeyboardInterrupt
-        whole_update(self, loss, lr)
+        whole_update(self, *given)
 
     monkeypatch.setattr(Training, "update", update)
     assert cli.main(arguments(recipe_file, "--output", str(output))) == 130
