@@ -92,7 +92,7 @@ def table() -> str:
             config["dataset"],
             f"`{config['model']['name']}`",
             f"{first['parameters']:,}",
-            _percent(spread["test_accuracy"]),
+            _percent(spread["test_accuracy"]) if "test_accuracy" in spread else "none: trained on",
             _percent(spread["test_accuracy_tta"]) if "test_accuracy_tta" in spread else "",
             f"{spread['minutes']['mean']:.1f}",
             str(spread["minutes"]["n"]),

@@ -757,3 +757,14 @@ def test_cifar10_is_verified_described_and_trained_on(real_data, tmp_path, capsy
     command = ["predict", "run", str(contest / "cifar_test_nolabel.pkl"), "--output", "out.csv"]
     assert main([*command, "--labels", str(contest / "practice_labels.csv")]) == 0
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 10_001
+
+
+def test_a_model_that_was_trained_on_the_test_images_has_no_test_score(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["train", SMOKE, "--train-on-test", "true", "--epochs", "1", "--output", run, "--no-track"]) == 0
+    assert "test images, trained on too" in capsys.readouterr().out
+    assert main(["evaluate", run]) == 1
+    error = capsys.readouterr().err
+    assert "was trained on these test images too" in error
+    assert "use --split val" in error
+    assert main(["evaluate", run, "--split", "val"]) == 0

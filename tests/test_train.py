@@ -29,7 +29,7 @@ from budgetnet.config import (
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, TrainingError
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
-from budgetnet.progress import Progress
+from budgetnet.progress import Progress, summary_lines
 from budgetnet.train import _LOOK_EVERY, Interrupted, Training, train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -846,3 +846,27 @@ def test_a_small_network_learns_the_digits(tmp_path):
     )
     summary = run(config, tmp_path / "run")
     assert summary["final"]["test_accuracy"] > 0.9
+
+
+def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_nothing_is_tested(tmp_path, monkeypatch):
+    digits = data.load("digits", None)
+    seen: list[torch.Tensor] = []
+    loss = Training.loss
+
+    def noted(self, index, seed, size, **options):
+        seen.append(index)
+        assert len(self.images) == len(digits.train) + len(digits.test)
+        assert torch.equal(self.images[len(digits.train) :], digits.test.images)
+        assert torch.equal(self.labels[len(digits.train) :], digits.test.labels)
+        return loss(self, index, seed, size, **options)
+
+    monkeypatch.setattr(Training, "loss", noted)
+    summary = train(replace(TINY, train_on_test=True, epochs=1), tmp_path / "run")
+    _, held_out = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)
+    everything = set(range(len(digits.train) + len(digits.test)))
+    assert sorted(torch.cat(seen).tolist()) == sorted(everything - set(held_out.tolist()))
+    assert summary["test"] == {}
+    assert summary["trained_on_test"]
+    assert not [key for key in summary["final"] if key.startswith("test")]
+    assert "no test accuracy, as the test images were trained on" in "".join(summary_lines(summary, tmp_path))
+    assert train(replace(TINY, train_on_test=True, epochs=1), tmp_path / "run", resume=True) == summary

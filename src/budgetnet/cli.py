@@ -503,6 +503,11 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
 
     images = dataset.test if options.split == "test" else dataset.train
     if options.split == "test":
+        if trained.get("train_on_test") and trained["data_checksum"] == dataset.checksum:
+            raise ConfigError(
+                f"{options.checkpoint} was trained on these test images too (train_on_test): it has no test score; use "
+                "--split val"
+            )
         return data.Images(images.images, images.labels, torch.arange(len(images)))
     assert images.labels is not None
     if "val_size" not in trained:
@@ -674,7 +679,8 @@ def _trained_on(checkpoint: Path, classifier: Classifier) -> dict[str, Any]:
     trained = {"data_checksum": classifier.provenance.get("data_checksum")}
     if isinstance(found, dict):
         trained |= {key: found.get(key) for key in ("dataset", "val_size", "split_seed")}
-    kinds = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int}
+        trained["train_on_test"] = found.get("train_on_test", False)  # which older files do not know
+    kinds = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int, "train_on_test": bool}
     wrong = [key for key, kind in kinds.items() if not isinstance(trained.get(key), kind)]
     if wrong or trained["dataset"] not in get_args(DatasetName):
         raise CheckpointError(f"{checkpoint} does not say as it should what it was trained on: {wrong or 'dataset'}")

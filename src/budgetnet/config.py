@@ -385,6 +385,8 @@ class Config:
     """Side in pixels that the images of dataset folder are resized to; the others are 32x32."""
     val_size: int = 5000
     """Training images held out to choose weights by; 0 trains on all, and the last weights are the result."""
+    train_on_test: bool = False
+    """Train on the labelled test images too, where a contest allows it. Such a run has no test score."""
     split_seed: int = 0
     """Seed of the validation split, of its own so that runs with other seeds hold out the same images."""
     budget: int | None = 5_000_000

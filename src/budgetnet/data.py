@@ -7,7 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,13 @@ class Dataset:
     """Standard deviation of each channel's training pixels, in [0, 1] units."""
     checksum: str
     """SHA-256 of all pixels (uint8, n c h w order) and labels (int64, little-endian): train, then test."""
+
+    def with_test_to_train(self) -> Dataset:
+        """The same, the test images standing behind the training images too; the checksum is that of the source."""
+        images = torch.cat([self.train.images, self.test.images])
+        assert self.train.labels is not None
+        assert self.test.labels is not None
+        return replace(self, train=Images(images, torch.cat([self.train.labels, self.test.labels])))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class PlainProgress(Progress):
         self.say(f"{config.model.name}: {int(tags['parameters']):,} trainable parameters{budget}")
         self.say(
             f"{dataset.name}: {len(dataset.train.images):,} training images, {held_out}; "
-            f"{len(dataset.test.images):,} test images"
+            f"{len(dataset.test.images):,} test images{', trained on too' if config.train_on_test else ''}"
         )
         self.say(f"{tags['device']}, {config.precision}; run folder {run}")
 
@@ -222,7 +222,8 @@ def summary_lines(summary: Mapping[str, Any], run: Path) -> list[str]:
         "",
         f"{averaged}weights of epoch {final['best_epoch']:.0f}, chosen by {summary['chosen_by']}"
         + (f" ({final['val_accuracy']:.2%})" if "val_accuracy" in final else ""),
-        f"test accuracy {final['test_accuracy']:.2%}"
+        (f"test accuracy {final['test_accuracy']:.2%}" if "test_accuracy" in final else "no test accuracy")
+        + (", as the test images were trained on" if summary.get("trained_on_test") else "")
         + (f", {final['test_accuracy_tta']:.2%} with {summary['tta']} views" if "test_accuracy_tta" in final else "")
         + f"; {summary['parameters']:,} parameters; {duration(final['minutes'] * 60)}",
         f"everything is in {run}",

@@ -285,7 +285,7 @@ def train(
         progress: told of every step and epoch; None is silence.
         track: copy the record to MLflow, where that is installed.
         resume: continue exactly where the run stopped.
-        test: test at the end; without, the summary has no figures of the test images, and none is looked at.
+        test: test at the end; without, or with `train_on_test`, the summary has no figures of the test images.
         stop: asked after every step whether to save and leave.
 
     Returns:
@@ -301,6 +301,7 @@ def train(
     """
     device = device or torch.device("cpu")
     progress = progress or Progress()
+    test = test and not config.train_on_test
     devices.tune(device)
     config = replace(config, precision=devices.precision(config.precision, device))
     classes = data.num_classes(config.dataset, folder)
@@ -316,6 +317,9 @@ def train(
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
+    if config.train_on_test:
+        train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
+        dataset = dataset.with_test_to_train()
     training = Training(config, dataset, train_indices, device)
     if resume:
         training.load(run / "last.ckpt", dataset.checksum)
@@ -532,6 +536,7 @@ def _test(
         "weights": at.best_weights,
         "tta": config.tta,
         "test": test,
+        "trained_on_test": config.train_on_test,
         "parameters": models.count_parameters(network),
         "budget": config.budget,
         "tags": dict(tags),
