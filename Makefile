@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## train, test and submit on data that needs no download
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED) ## style, and the form of the code
 	$(BIN)/ruff check .

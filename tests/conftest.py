@@ -3,6 +3,9 @@
 import os
 import pathlib
 
+# On networks as small as those of tests, threads cost more than they save; for commands that tests run, too.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
@@ -17,5 +20,5 @@ def real_data() -> pathlib.Path:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # whatever the test before has asked for

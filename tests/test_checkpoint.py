@@ -55,11 +55,6 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads):
-    torch.set_num_threads(1)  # on networks this small, threads cost more than they save
-
-
 def classifier(config, classes=("cat", 'a "dog"\n', "été"), image_size=16, **changes):
     torch.manual_seed(0)
     network = models.build(config, len(classes), image_size)

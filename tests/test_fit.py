@@ -28,11 +28,6 @@ def request(**options: object) -> fit.Request:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    torch.set_num_threads(1)  # on networks this small, threads cost more than they save
-
-
-@pytest.fixture(autouse=True)
 def _latency_of_its_name(monkeypatch):
     """So that results repeat: a latency by what the network makes; one test measures."""
 

@@ -53,11 +53,6 @@ KNOWN_COUNTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
-    torch.set_num_threads(1)  # on networks this small, threads cost more than they save
-
-
 def on_meta(config: ModelConfig, num_classes: int = 10, **options: int) -> nn.Module:
     with torch.device("meta"):
         return models.build(config, num_classes, **options)

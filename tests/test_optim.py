@@ -25,12 +25,6 @@ from budgetnet.optim import (
     set_learning_rate,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_two_threads):
-    torch.set_num_threads(1)  # on networks this small, threads cost more than they save
-
-
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 close = {"rel": 1e-9, "abs": 1e-12}
 
