@@ -17,10 +17,8 @@ from budgetnet.files import atomic_write
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "results" / "benchmarks" / "cpu.json"
 GROWTH = ROOT / "results" / "benchmarks" / "growth.json"
-AIRBENCH, SPEEDRUN = ROOT / "results" / "benchmarks" / "airbench.json", ROOT / "results" / "speedrun.json"
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
 SPEED_MARKS = ("<!-- speed: written by `make bench` -->", "<!-- end of speed -->")
-RACE_MARKS = ("<!-- race: written by `make table` -->", "<!-- end of race -->")
 GROWTH_MARKS = ("<!-- growth: written by `make table` -->", "<!-- end of growth -->")
 HEADLINES = (
     ("train-resnet_leaky", "budgetnet"),
@@ -105,29 +103,6 @@ def growth(record: Record) -> str:
     )
 
 
-def race(record: Record) -> str:
-    """How long the speedrun recipe and airbench94 take for 94 %, as a sentence; nothing until both are measured.
-
-    Args:
-        record: of the recipe, by results/records.py.
-    """
-    theirs = json.loads(AIRBENCH.read_text())
-    ours, views = record["spread"]["minutes"], record["spread"]["test_accuracy_tta"]
-    first = theirs["runs"][0]
-    part = first["epochs_measured"] < first["epochs"]
-    how = f", reckoned from {first['epochs_measured']} of its {first['epochs']} epochs" if part else ""
-    return (
-        f"94 % of CIFAR-10's test images: `budgetnet train recipes/speedrun.yaml` takes {ours['mean']:.1f} minutes on "
-        f"two cores for {100 * views['mean']:.2f} ± {100 * views['std']:.2f} % with averaged views ({ours['n']} seeds, "
-        f"{_minutes(ours)}, {record['runs'][0]['parameters']:,} parameters), airbench94 in float32 "
-        f"{theirs['minutes']:.1f} minutes on the same{how}: **{theirs['minutes'] / ours['mean']:.1f} times as long**."
-    )
-
-
-def _minutes(spread: Record) -> str:
-    return f"{spread['min']:.1f} to {spread['max']:.1f} minutes"
-
-
 def _amount(value: float, unit: str) -> str:
     if unit == "s" and value < 1:
         value, unit = 1000 * value, "ms"
@@ -151,7 +126,6 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 SECTIONS = [
     (PAGE, SPEED_MARKS, RECORD, table),
     (README, SPEED_MARKS, RECORD, headlines),
-    (README, RACE_MARKS, SPEEDRUN, race),
     (PAGE, GROWTH_MARKS, GROWTH, growth),
 ]
 """The pages, where on them, what record, and what of it."""
