@@ -429,6 +429,7 @@ def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_sa
 def test_ctrl_c_while_there_is_nothing_to_save_ends_at_once_and_leaves_nothing(tmp_path):
     program = (
         "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs do not have
         "from budgetnet import data\n"
         "from budgetnet.cli import main\n"
         "data.load = lambda *arguments, **options: signal.raise_signal(signal.SIGINT)\n"
