@@ -77,6 +77,8 @@ def test_what_is_wrong_with_a_study_is_said_before_anything_trains(tmp_path):
 
     refused(lambda: carry_out([]), "--vary")
     refused(lambda: carry_out([], ["--epochs", "2"], seeds=0), "seeds is 0")
+    refused(lambda: carry_out([], ["--epochs", "2"], always=["--seed", "7"]), "--seeds")
+    refused(lambda: carry_out([], ["--seed=7"]), "--seeds")
     refused(lambda: carry_out([], ["--optimizer.lr", "-1"]), "optimizer.lr")
     refused(lambda: carry_out([], ["--optimizer.rate", "1"]), "optimizer.rate is not an option")
     refused(lambda: carry_out([], ["--epochs", "3"], always=["--val-size", "0"]), "val_size is 0")
@@ -131,12 +133,12 @@ def test_the_table_is_no_wider_than_80_columns_and_the_page_names_options():
 
 def test_a_study_in_a_file_has_named_variants(tmp_path):
     path = tmp_path / "study.yaml"
-    path.write_text("recipe: r.yaml\nalways: --epochs 2\nvariants:\n  as it is: ''\n  two: --seed 1 --x 'a b'\n")
+    path.write_text("recipe: r.yaml\nalways: --epochs 2\nvariants:\n  as it is: ''\n  two: --epochs 1 --x 'a b'\n")
     study = ablate.read_study(path)
     assert study == Study(
         recipe=tmp_path / "r.yaml",
         always=["--epochs", "2"],
-        variants={"as it is": [], "two": ["--seed", "1", "--x", "a b"]},
+        variants={"as it is": [], "two": ["--epochs", "1", "--x", "a b"]},
     )
     assert ablate.read_study(SMOKE) is None
 

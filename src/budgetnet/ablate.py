@@ -43,6 +43,9 @@ class Study:
     """Trainings of each variant, by the seeds 0, 1, ..."""
 
     def __post_init__(self) -> None:
+        for option in itertools.chain(self.always, *self.variants.values()):
+            if option.partition("=")[0] == "--seed":
+                raise ConfigError("a study has seeds of its own, 0, 1, ...: leave out --seed, and give --seeds")
         if self.seeds < 1:
             raise ConfigError(f"seeds is {self.seeds}, expected 1 or more")
         if len(self.variants) < 2:
@@ -286,7 +289,7 @@ def render(record: Mapping[str, Any]) -> str:
     for row in rows:
         accuracy = _percent(row["mean"], row["std"])
         against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
-        mark = {"beyond noise": "*"}.get(row.get("verdict", ""), " ")
+        mark = "*" if row.get("verdict") == "beyond noise" else " "
         first, *rest = _wrapped(row["variant"], width)
         lines.append(f"{first:{width}}  {accuracy:>14}  {against:>16}{mark}  {row['seeds']:>5}")
         lines += [f"  {part}" for part in rest]
