@@ -17,9 +17,11 @@ from budgetnet.files import atomic_write
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "results" / "benchmarks" / "cpu.json"
 GROWTH = ROOT / "results" / "benchmarks" / "growth.json"
+RACE = (ROOT / "results" / "speedrun.json", ROOT / "results" / "benchmarks" / "airbench.json")
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
 SPEED_MARKS = ("<!-- speed: written by `make bench` -->", "<!-- end of speed -->")
 GROWTH_MARKS = ("<!-- growth: written by `make table` -->", "<!-- end of growth -->")
+RACE_MARKS = ("<!-- race: written by `make table` -->", "<!-- end of race -->")
 HEADLINES = (
     ("train-resnet_leaky", "budgetnet"),
     ("train-enhanced", "budgetnet"),
@@ -103,6 +105,27 @@ def growth(record: Record) -> str:
     )
 
 
+def race(speedrun: Record, airbench: Record) -> str:
+    """The least time to 94 %, ours and airbench's, in a sentence each."""
+    spread = speedrun["spread"]
+    accuracy, minutes = spread["test_accuracy_tta"], spread["minutes"]
+    run = airbench["runs"][0]
+    reckoned = run["epochs_measured"] < run["epochs"]
+    how = f"reckoned from {run['epochs_measured']} of its {run['epochs']} epochs" if reckoned else "measured whole"
+    return (
+        f"`speedrun` reaches {_with_spread(accuracy, 100, 2)} % of the test images, with averaged views, in "
+        f"{_with_spread(minutes, 1, 1)} minutes (seeds: {minutes['n']}). "
+        f"[airbench94](https://github.com/KellerJordan/cifar10-airbench) takes {airbench['minutes']:.1f} minutes on "
+        f"the same {airbench['hardware']['threads']} cores, {airbench['minutes'] / minutes['mean']:.1f} times as long "
+        f"({how})."
+    )
+
+
+def _with_spread(spread: Record, scale: float, digits: int) -> str:
+    deviation = "" if spread["std"] is None else f" ± {scale * spread['std']:.{digits}f}"
+    return f"{scale * spread['mean']:.{digits}f}{deviation}"
+
+
 def _amount(value: float, unit: str) -> str:
     if unit == "s" and value < 1:
         value, unit = 1000 * value, "ms"
@@ -124,18 +147,20 @@ def with_section(page: str, marks: tuple[str, str], section: str) -> str:
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 SECTIONS = [
-    (PAGE, SPEED_MARKS, RECORD, table),
-    (README, SPEED_MARKS, RECORD, headlines),
-    (PAGE, GROWTH_MARKS, GROWTH, growth),
+    (PAGE, SPEED_MARKS, (RECORD,), table),
+    (README, SPEED_MARKS, (RECORD,), headlines),
+    (PAGE, GROWTH_MARKS, (GROWTH,), growth),
+    (README, RACE_MARKS, RACE, race),
+    (PAGE, RACE_MARKS, RACE, race),
 ]
-"""The pages, where on them, what record, and what of it."""
+"""The pages, where on them, what records, and what of them."""
 
 
 def publish() -> None:
     """Write the picture and the pages from the records."""
     atomic_write(PICTURE, picture(json.loads(RECORD.read_text())).encode())
-    for page, marks, record, section in SECTIONS:
-        found = section(json.loads(record.read_text()))
+    for page, marks, records, section in SECTIONS:
+        found = section(*(json.loads(record.read_text()) for record in records))
         atomic_write(page, with_section(page.read_text(), marks, found).encode())
 
 

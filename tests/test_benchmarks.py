@@ -307,10 +307,11 @@ def test_the_plain_chain_cuts_out_a_square_that_may_reach_over_the_edge():
 # What is shown
 
 
-@pytest.mark.parametrize(("page", "marks", "record", "section"), figures.SECTIONS)
-def test_the_page_shows_what_the_record_holds(page, marks, record, section):
+@pytest.mark.parametrize(("page", "marks", "records", "section"), figures.SECTIONS)
+def test_the_page_shows_what_the_record_holds(page, marks, records, section):
     content = page.read_text()
-    assert figures.with_section(content, marks, section(json.loads(record.read_text()))) == content, "run `make table`"
+    shown = section(*(json.loads(record.read_text()) for record in records))
+    assert figures.with_section(content, marks, shown) == content, "run `make table`"
 
 
 def test_the_picture_shows_what_the_record_holds():

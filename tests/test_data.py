@@ -762,6 +762,24 @@ def test_the_split_of_a_seed_never_changes():
     assert data.step_seed(0, 1, 2) == PINNED_SEED
 
 
+def test_a_smaller_training_part_has_each_class_in_its_share_and_holds_out_the_same():
+    labels = torch.arange(1000) % 10
+    everything, held_out = data.split(labels, 100, 3)
+    train, val = data.split(labels, 100, 3, train_size=200)
+    assert torch.equal(val, held_out)
+    assert set(train.tolist()) < set(everything.tolist())
+    assert train.tolist() == sorted(train.tolist())
+    assert torch.bincount(labels[train]).tolist() == [20] * 10
+    assert not torch.equal(train, data.split(labels, 100, 4, train_size=200)[0])
+    assert torch.equal(data.split(labels, 100, 3, train_size=900)[0], everything)
+
+
+@pytest.mark.parametrize("train_size", [0, 901])
+def test_a_training_part_larger_than_what_is_left_is_a_config_error(train_size):
+    with pytest.raises(ConfigError, match=f"train_size is {train_size}, expected 1 up to 900"):
+        data.split(torch.arange(1000) % 10, 100, 0, train_size)
+
+
 @pytest.mark.parametrize("val_size", [-1, 10, 11])
 def test_a_split_that_leaves_no_training_image_is_a_config_error(val_size):
     with pytest.raises(ConfigError, match=f"val_size is {val_size}, expected 0 up to 9"):

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from budgetnet import checkpoint, data, evaluate, models
 from budgetnet import config as configuration
 from budgetnet.augment import progressive_size
+from budgetnet.cli import main
 from budgetnet.config import (
     AugmentConfig,
     Config,
@@ -245,6 +246,20 @@ def test_without_validation_all_images_train_and_the_last_weights_are_the_result
     assert "val_accuracy" not in rows(tmp_path / "run")[0]
     kept = checkpoint.load_classifier(tmp_path / "run").network.state_dict()
     assert all(torch.equal(value, kept[key]) for key, value in weights(tmp_path / "run").items())
+
+
+def test_a_run_on_some_of_the_images_sees_them_alone_and_is_evaluated_on_them(tmp_path, capsys):
+    seen = []
+
+    class Count(Progress):
+        def step(self, at, steps, lr):
+            seen.append(at.images)
+
+    config = replace(TINY, train_size=100, epochs=1)
+    run(config, tmp_path / "run", progress=Count())
+    assert max(seen) == 100
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["none"]["n"] == 100
 
 
 def test_patience_stops_a_run_that_no_longer_learns(tmp_path):

@@ -519,7 +519,7 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
             f"{options.checkpoint} was trained on other data (checksum {trained['data_checksum'][:12]}, found "
             f"{dataset.checksum[:12]}): of these images none are known as its {options.split} split"
         )
-    chosen = data.split(images.labels, trained["val_size"], trained["split_seed"])[options.split == "val"]
+    chosen = _known_split(dataset, trained)[options.split == "val"]
     if not len(chosen):
         raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
     return data.Images(images.images[chosen], images.labels[chosen], chosen)
@@ -679,8 +679,10 @@ def _trained_on(checkpoint: Path, classifier: Classifier) -> dict[str, Any]:
     trained = {"data_checksum": classifier.provenance.get("data_checksum")}
     if isinstance(found, dict):
         trained |= {key: found.get(key) for key in ("dataset", "val_size", "split_seed")}
-        trained["train_on_test"] = found.get("train_on_test", False)  # which older files do not know
-    kinds = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int, "train_on_test": bool}
+        # which older files do not know
+        trained |= {"train_on_test": found.get("train_on_test", False), "train_size": found.get("train_size")}
+    kinds: dict[str, Any] = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int}
+    kinds |= {"train_on_test": bool, "train_size": int | None}
     wrong = [key for key, kind in kinds.items() if not isinstance(trained.get(key), kind)]
     if wrong or trained["dataset"] not in get_args(DatasetName):
         raise CheckpointError(f"{checkpoint} does not say as it should what it was trained on: {wrong or 'dataset'}")
@@ -839,7 +841,7 @@ def _known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[torch.Tenso
     assert labels is not None
     if trained.get("data_checksum") != dataset.checksum:
         return torch.arange(len(labels)), torch.arange(0)
-    return data.split(labels, trained["val_size"], trained["split_seed"])
+    return data.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
 
 
 def _some(indices: torch.Tensor, n: int) -> torch.Tensor:

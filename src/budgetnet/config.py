@@ -385,6 +385,8 @@ class Config:
     """Side in pixels that the images of dataset folder are resized to; the others are 32x32."""
     val_size: int = 5000
     """Training images held out to choose weights by; 0 trains on all, and the last weights are the result."""
+    train_size: int | None = None
+    """Images to train on, of those that are not held out, each class in its share; null is all of them."""
     train_on_test: bool = False
     """Train on the labelled test images too, where a contest allows it. Such a run has no test score."""
     split_seed: int = 0
@@ -447,6 +449,9 @@ class Config:
             expected = f"at most image_size, {self.image_size}"
             _require(self.progressive.size <= self.image_size, "progressive.size", self.progressive.size, expected)
         _require(self.val_size >= 0, "val_size", self.val_size, "0 or more images")
+        _require(
+            self.train_size is None or self.train_size > 0, "train_size", self.train_size, "1 or more images, or null"
+        )
         _require(self.budget is None or self.budget >= 1, "budget", self.budget, "a number of parameters, or null")
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(

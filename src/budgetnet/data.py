@@ -287,7 +287,7 @@ def _require_contrast(root: Path, deviations: Iterable[float]) -> None:
 # Splits, order and batches: pure functions of their arguments
 
 
-def split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, val_size: int, seed: int, train_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Divide a training set into a training and a validation part, each class in its share.
 
     Args:
@@ -295,13 +295,26 @@ def split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
         val_size: images of the validation part, 0 <= val_size < n. A class of k images has floor or ceil of
             val_size * k / n of them, the larger fractions being rounded up.
         seed: decides, alone, which images of a class those are.
+        train_size: images of the training part, each class in its share; None is all that are left. Which are held out
+            does not depend on it.
 
     Returns:
         Indices of the training part and of the validation part, int64, rising.
 
     Raises:
-        ConfigError: `val_size` is out of range.
+        ConfigError: `val_size` or `train_size` is out of range.
     """
+    train, val = _divide(labels, val_size, seed)
+    if train_size is None:
+        return train, val
+    if not 0 < train_size <= len(train):
+        raise ConfigError(
+            f"train_size is {train_size:,}, expected 1 up to {len(train):,}: so many images are left to train on"
+        )
+    return train[_divide(labels[train], len(train) - train_size, seed)[0]], val
+
+
+def _divide(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
     n = len(labels)
     if not 0 <= val_size < max(n, 1):
         raise ConfigError(f"val_size is {val_size:,}, expected 0 up to {n - 1:,}: the training set has {n:,} images")

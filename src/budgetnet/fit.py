@@ -232,7 +232,7 @@ def measure_speed(config: Config, dataset: data.Dataset, device: torch.device, s
     """Images a second of training, from a few steps after two that warm up."""
     labels = dataset.train.labels
     assert labels is not None
-    indices, _ = data.split(labels, config.val_size, config.split_seed)
+    indices, _ = data.split(labels, config.val_size, config.split_seed, config.train_size)
     training = Training(
         replace(config, precision=devices.precision(config.precision, device)), dataset, indices, device
     )
@@ -411,7 +411,7 @@ def _compete(
     progress: Progress,
 ) -> None:
     """Train by successive halving; fill in `accuracies` and `epochs`, put the best first, name front and winner."""
-    images = len(_load(request, folder, progress).train.images) - request.recipe.val_size
+    images = request.recipe.train_size or len(_load(request, folder, progress).train.images) - request.recipe.val_size
     rows = {row["name"]: row for row in result["candidates"]}
     failures: list[TrainingError] = []
 

@@ -78,10 +78,11 @@ class PlainProgress(Progress):
         super().begin(config, dataset, run, tags)
         self.epochs = config.epochs
         budget = f" (budget {config.budget:,})" if config.budget else ""
-        held_out = f"{config.val_size:,} of them to choose by" if config.val_size else "none held out"
+        used = f"{config.train_size:,} of them used, " if config.train_size else ""
+        held_out = f"{config.val_size:,} to choose by" if config.val_size else "none held out"
         self.say(f"{config.model.name}: {int(tags['parameters']):,} trainable parameters{budget}")
         self.say(
-            f"{dataset.name}: {len(dataset.train.images):,} training images, {held_out}; "
+            f"{dataset.name}: {len(dataset.train.images):,} training images, {used}{held_out}; "
             f"{len(dataset.test.images):,} test images{', trained on too' if config.train_on_test else ''}"
         )
         self.say(f"{tags['device']}, {config.precision}; run folder {run}")

@@ -316,7 +316,9 @@ def train(
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
-    train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
+    train_indices, val_indices = data.split(
+        _labels(dataset.train), config.val_size, config.split_seed, config.train_size
+    )
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
