@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet import ablate
+from budgetnet import ablate, shift
+from budgetnet import config as configuration
 from budgetnet import train as training
 from budgetnet.ablate import Study
 from budgetnet.cli import main
@@ -133,12 +134,13 @@ def test_the_table_is_no_wider_than_80_columns_and_the_page_names_options():
 
 def test_a_study_in_a_file_has_named_variants(tmp_path):
     path = tmp_path / "study.yaml"
-    path.write_text("recipe: r.yaml\nalways: --epochs 2\nvariants:\n  as it is: ''\n  two: --epochs 1 --x 'a b'\n")
+    path.write_text("recipe: r.yaml\nalways: --epochs 2\nshift: 7\nvariants: {as it is: '', two: --epochs 1 --x 'a b'}")
     study = ablate.read_study(path)
     assert study == Study(
         recipe=tmp_path / "r.yaml",
         always=["--epochs", "2"],
         variants={"as it is": [], "two": ["--epochs", "1", "--x", "a b"]},
+        shift=7,
     )
     assert ablate.read_study(SMOKE) is None
 
@@ -150,6 +152,7 @@ def test_a_study_in_a_file_has_named_variants(tmp_path):
         "variants: {a: '', b: ''}",
         "recipe: r.yaml\nvariants: {a: 1, b: ''}",
         "recipe: r.yaml\nepochs: 3\nvariants: {a: '', b: ''}",
+        "recipe: r.yaml\nshift: many\nvariants: {a: '', b: ''}",
     ],
 )
 def test_a_file_with_something_else_than_a_study_is_refused(tmp_path, text):
@@ -184,6 +187,49 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
     assert [run.stat().st_mtime_ns for run in runs] == written
     assert "optimizer.lr 1e-9" in capfd.readouterr().out
     assert training.load(runs[0].parent / "config.yaml").epochs == 1
+
+
+def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shift, "COMMON", ("brightness",))
+    config = configuration.load(SMOKE, ["--epochs", "1"])
+    training.train(config, tmp_path / "run", track=False, test=False)
+    job = ablate._Job(variant="", options=[], config=config, run=tmp_path / "run", shift=30)
+    run = ["evaluate", str(tmp_path / "run"), "--split", "val", "--shift", "brightness", "--limit", "30", "--json"]
+    assert main(run) == 0
+    cells = json.loads(capsys.readouterr().out)["corruptions"]["brightness"].values()
+    expected = statistics.mean(cell["accuracy"] for cell in cells)
+    assert ablate._under_corruption(job, None) == pytest.approx(expected)
+
+
+def test_a_study_with_shift_is_compared_by_both_measures(tmp_path, capsys, monkeypatch):
+    found = record([0.9, 0.91], [0.95, 0.96])
+    for row in found["runs"]:
+        row |= {"corruption_accuracy": row["val_accuracy"] - 0.2, "corrupted_images": 500}
+    monkeypatch.setattr(ablate, "carry_out", lambda study, *_, **__: found if study.shift == 500 else None)
+    assert main(["ablate", str(SMOKE), "--vary", "optimizer.lr=1e-9", "--shift", "500", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["comparison"] == ablate.compare(found)
+    assert printed["corruption_comparison"] == ablate.compare(found, "corruption_accuracy")
+
+
+def test_both_measures_are_in_the_table_and_on_the_page():
+    found = record([0.9, 0.91], [0.95, 0.96])
+    for row in found["runs"]:
+        row |= {"corruption_accuracy": row["val_accuracy"] - 0.2, "corrupted_images": 500}
+    text = ablate.render(found)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "90.50 ± 0.71" in text
+    assert "70.50 ± 0.71" in text
+    row = (
+        "| `--x 1` | 95.50 ± 0.71 % | +5.00 ± 0.00 | beyond noise | 75.50 ± 0.71 % | +5.00 ± 0.00 | beyond noise | 2 |"
+    )
+    assert row in ablate.markdown(found)
+
+
+def test_more_images_under_corruption_than_are_held_out_are_refused():
+    study = Study(recipe=SMOKE, variants={"a": [], "b": ["--epochs", "1"]}, shift=100_000)
+    refused(lambda: ablate.carry_out(study, Path("runs")), "shift is 100,000", "held out")
+    refused(lambda: Study(recipe=SMOKE, variants={"a": [], "b": []}, shift=-1), "shift is -1")
 
 
 def test_a_mistake_is_one_line(tmp_path, capfd):

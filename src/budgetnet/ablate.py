@@ -1,7 +1,7 @@
 """What each choice of a recipe is worth: the recipe with other options, by several seeds, compared seed by seed.
 
 A study is a recipe, variants of it, and a number of seeds. Its runs train as any other, but are never tested: variants
-are judged by the validation images alone, after the last epoch.
+are judged by the validation images alone, after the last epoch; by option also by some of them under corruption.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ class Study:
     """Options of all variants."""
     seeds: int = 3
     """Trainings of each variant, by the seeds 0, 1, ..."""
+    shift: int = 0
+    """So many validation images are also classified under each common corruption and severity; 0 is none."""
 
     def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ConfigError(f"shift is {self.shift}, expected a number of validation images, or 0 for none")
         for option in itertools.chain(self.always, *self.variants.values()):
             if option.partition("=")[0] == "--seed":
                 raise ConfigError("a study has seeds of its own, 0, 1, ...: leave out --seed, and give --seeds")
@@ -58,10 +62,12 @@ class _Job:
     options: Sequence[str]
     config: Config
     run: Path
+    shift: int
 
 
 def read_study(path: Path) -> Study | None:
-    """The study that a YAML file describes by `recipe` (a path from it), `always` and `variants`; None of a recipe.
+    """The study that a YAML file describes by `recipe` (a path from it), `always`, `shift` and `variants`; None of a
+    recipe.
 
     Raises:
         ConfigError: the file cannot be read, or describes a study wrongly.
@@ -70,15 +76,19 @@ def read_study(path: Path) -> Study | None:
     if not isinstance(content, dict) or "variants" not in content:
         return None
     variants, always, recipe = content["variants"], content.get("always", ""), content.get("recipe")
+    shift = content.get("shift", 0)
     texts = [always, *(variants.values() if isinstance(variants, dict) else [None])]
-    if unknown := content.keys() - {"recipe", "always", "variants"}:
-        raise ConfigError(f"{path}: {min(unknown)} is no part of a study, expected recipe, always and variants")
+    if unknown := content.keys() - {"recipe", "always", "shift", "variants"}:
+        raise ConfigError(f"{path}: {min(unknown)} is no part of a study, expected recipe, always, shift and variants")
+    if type(shift) is not int:
+        raise ConfigError(f"{path}: shift is {shift!r}, expected a number of validation images")
     if not isinstance(recipe, str) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{path}: found no study, expected a recipe, and variants that are names with options each")
     return Study(
         recipe=path.parent / recipe,
         always=shlex.split(always),
         variants={str(name): shlex.split(options) for name, options in variants.items()},
+        shift=shift,
     )
 
 
@@ -196,10 +206,14 @@ def _plan(study: Study, runs: Path) -> list[_Job]:
             config = configuration.load(study.recipe, [*study.always, *options, "--seed", str(seed)])
             if not config.val_size:
                 raise ConfigError(f"val_size is 0 in {variant!r}: variants are judged by held-out images, give some")
+            if study.shift > config.val_size:
+                raise ConfigError(f"shift is {study.shift:,}, expected up to {config.val_size:,}, the images held out")
             text = configuration.to_yaml(config)
             if seen.setdefault(text, variant) != variant:
                 raise ConfigError(f"{variant!r} is the same as {seen[text]!r}: leave one of them out")
-            jobs.append(_Job(variant=variant, options=options, config=config, run=runs / f"{slug}-{seed}"))
+            jobs.append(
+                _Job(variant=variant, options=options, config=config, run=runs / f"{slug}-{seed}", shift=study.shift)
+            )
     return jobs
 
 
@@ -233,14 +247,43 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
         "parameters": summary["parameters"],
         "git_commit": summary["tags"]["git_commit"],
     }
+    if job.shift:
+        row |= {"corruption_accuracy": _under_corruption(job, folder), "corrupted_images": job.shift}
     return row, summary["hardware"]
 
 
-def compare(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _under_corruption(job: _Job, folder: Path | None) -> float:
+    """Mean accuracy of the run's result over the common corruptions and severities of some validation images."""
+    from budgetnet import checkpoint, data, evaluate, robustness, shift
+
+    config, classifier = job.config, checkpoint.load_classifier(job.run)
+    images = data.load(config.dataset, folder, config.image_size).train
+    assert images.labels is not None
+    _, held_out = data.split(images.labels, config.val_size, config.split_seed)
+    chosen = held_out[data.split(images.labels[held_out], job.shift, 0)[1]] if job.shift < len(held_out) else held_out
+    clean, labels = images.images[chosen], images.labels[chosen]
+    (scores,) = robustness.measure(
+        lambda pixels: [evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std)],
+        clean,
+        labels,
+        lambda name, severity: shift.corrupt(clean, name, severity, indices=chosen),
+        shift.COMMON,
+        shift.SEVERITIES,
+    )
+    mean = scores.mean(shift.COMMON)
+    assert mean is not None
+    return mean.accuracy
+
+
+def compare(record: Mapping[str, Any], measure: str = "val_accuracy") -> list[dict[str, Any]]:
     """Each variant against the first, seed by seed.
 
+    Args:
+        record: of a study, as `carry_out` returns it.
+        measure: val_accuracy, or corruption_accuracy where the study has `shift`.
+
     Returns:
-        For each variant its name, options, number of seeds, mean and standard deviation of its validation accuracy
+        For each variant its name, options, number of seeds, mean and standard deviation of the accuracy
         (None of one), and against the first: the mean difference, the half-width of its 95 % interval (Student's t over
         the seeds that both have, None of fewer than two) and a verdict. A difference is "beyond noise" when the
         interval leaves 0 out, and it is larger than what so many validation images alone can tell apart (1.96 standard
@@ -249,10 +292,11 @@ def compare(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     variants: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["runs"]:
         variants.setdefault(row["variant"], []).append(row)
-    base = {row["seed"]: row["val_accuracy"] for row in next(iter(variants.values()), [])}
+    base = {row["seed"]: row[measure] for row in next(iter(variants.values()), [])}
+    images = "val_size" if measure == "val_accuracy" else "corrupted_images"
     found = []
     for number, (name, rows) in enumerate(variants.items()):
-        accuracies = [row["val_accuracy"] for row in rows]
+        accuracies = [row[measure] for row in rows]
         entry: dict[str, Any] = {
             "variant": name,
             "options": rows[0]["options"],
@@ -261,9 +305,9 @@ def compare(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "std": statistics.stdev(accuracies) if len(rows) > 1 else None,
             "parameters": rows[0]["parameters"],
         }
-        differences = [row["val_accuracy"] - base[row["seed"]] for row in rows if row["seed"] in base]
+        differences = [row[measure] - base[row["seed"]] for row in rows if row["seed"] in base]
         if number and differences:
-            entry |= _difference(differences, entry["mean"], rows[0]["val_size"])
+            entry |= _difference(differences, entry["mean"], rows[0][images])
         found.append(entry)
     return found
 
@@ -283,9 +327,24 @@ def _difference(differences: list[float], accuracy: float, images: int) -> dict[
 
 def render(record: Mapping[str, Any]) -> str:
     """The comparison as plain text, at most 80 columns wide: names that are too long go on in further lines."""
-    rows = compare(record)
     width = _COLUMNS - 48
-    lines = [f"{'variant':{width}}  {'val accuracy':>14}  {'against the first':>17}  seeds", "-" * _COLUMNS]
+    lines = []
+    for measure, title in _measures(record).items():
+        lines += [*([""] if lines else []), f"{'variant':{width}}  {title:>14}  {'against the first':>17}  seeds"]
+        lines += ["-" * _COLUMNS, *_lines(compare(record, measure), width), "-" * _COLUMNS]
+    lines.append("accuracy: mean and standard deviation in %; against the first: points, seed by")
+    lines.append("seed, with the 95 % interval; * is beyond noise (of seeds, and of the images)")
+    return "\n".join(lines)
+
+
+def _measures(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the variants are judged by, with titles."""
+    corrupted = record["runs"] and all("corruption_accuracy" in row for row in record["runs"])
+    return {"val_accuracy": "val accuracy"} | ({"corruption_accuracy": "corrupted"} if corrupted else {})
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    lines = []
     for row in rows:
         accuracy = _percent(row["mean"], row["std"])
         against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
@@ -293,10 +352,7 @@ def render(record: Mapping[str, Any]) -> str:
         first, *rest = _wrapped(row["variant"], width)
         lines.append(f"{first:{width}}  {accuracy:>14}  {against:>16}{mark}  {row['seeds']:>5}")
         lines += [f"  {part}" for part in rest]
-    lines.append("-" * _COLUMNS)
-    lines.append("accuracy: mean and standard deviation in %; against the first: points, seed by")
-    lines.append("seed, with the 95 % interval; * is beyond noise (of seeds, and of the images)")
-    return "\n".join(lines)
+    return lines
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -305,18 +361,22 @@ def markdown(record: Mapping[str, Any]) -> str:
     hardware = record["hardware"]
     if hardware:
         common += f", on {hardware.get('gpu') or hardware['cpu'].replace(',', ' with')}"
+    measures = _measures(record)
+    titles = {"val_accuracy": "validation accuracy", "corruption_accuracy": "mean accuracy under corruption"}
+    heads = "".join(f" {titles[measure]} | against the first, points | |" for measure in measures)
     lines = [
         f"{common}:",
         "",
-        "| variant | options | validation accuracy | against the first, points | | seeds |",
-        "|---|---|--:|--:|---|--:|",
+        f"| variant | options |{heads} seeds |",
+        f"|---|---|{'--:|--:|---|' * len(measures)}--:|",
     ]
-    for row in compare(record):
-        against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
-        options = f"`{row['options']}`" if row["options"] else ""
-        accuracy = f"{_percent(row['mean'], row['std'])} %"
-        cells = [row["variant"], options, accuracy, against, row.get("verdict", ""), str(row["seeds"])]
-        lines.append(f"| {' | '.join(cells)} |")
+    for found in zip(*(compare(record, measure) for measure in measures), strict=True):
+        options = f"`{found[0]['options']}`" if found[0]["options"] else ""
+        cells = [found[0]["variant"], options]
+        for row in found:
+            against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
+            cells += [f"{_percent(row['mean'], row['std'])} %", against, row.get("verdict", "")]
+        lines.append(f"| {' | '.join([*cells, str(found[0]['seeds'])])} |")
     return "\n".join(lines)
 
 

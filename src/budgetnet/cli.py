@@ -159,6 +159,7 @@ def _parser() -> ArgumentParser:
     )
     command.add_argument("--grid", action="store_true", help="every value with every other, not one at a time")
     command.add_argument("--seeds", type=int, default=3, help="trainings of each variant (default 3)")
+    command.add_argument("--shift", type=int, metavar="N", help="also judge by N held-out images under corruption")
     command.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1)")
     command.add_argument("--output", type=Path, metavar="DIR", help="keep the runs there (default runs/ablate-RECIPE)")
     command.add_argument("--record", type=Path, metavar="FILE", help="of all runs (default study.json beside them)")
@@ -982,6 +983,8 @@ def _ablate(options: Namespace) -> int:
         variants = (ablate.grid if options.grid else ablate.one_at_a_time)(vary)
         study = ablate.Study(recipe=options.recipe, variants=variants)
     study = replace(study, always=[*study.always, *options.options], seeds=options.seeds)
+    if options.shift is not None:
+        study = replace(study, shift=options.shift)
     runs = options.output or Path("runs") / f"ablate-{options.recipe.stem}"
     try:
         record = ablate.carry_out(
@@ -997,7 +1000,13 @@ def _ablate(options: Namespace) -> int:
     except KeyboardInterrupt:
         print("the same command goes on from here", file=sys.stderr)
         raise
-    print(json.dumps(record | {"comparison": ablate.compare(record)}) if options.json else ablate.render(record))
+    if options.json:
+        compared = {"comparison": ablate.compare(record)}
+        if study.shift:
+            compared["corruption_comparison"] = ablate.compare(record, "corruption_accuracy")
+        print(json.dumps(record | compared))
+    else:
+        print(ablate.render(record))
     return 0
 
 
