@@ -24,6 +24,7 @@ ORDER = [
     "shift",
     "models",
     "engine",
+    "saliency",
     "evaluate",
     "remedies",
     "robustness",
