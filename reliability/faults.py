@@ -10,7 +10,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,7 +38,9 @@ class Fault:
     """How often what had to hold did."""
 
 
-def write(campaign: str, command: str, faults: Sequence[Fault], seconds: float) -> Path:
+def write(
+    campaign: str, command: str, faults: Sequence[Fault], seconds: float, figures: Mapping[str, str] | None = None
+) -> Path:
     """Write `results/reliability/CAMPAIGN.json`.
 
     Args:
@@ -46,6 +48,7 @@ def write(campaign: str, command: str, faults: Sequence[Fault], seconds: float) 
         command: what repeats it, from the root of the repository.
         faults: what was tried, in the order of the table.
         seconds: how long the campaign took.
+        figures: what was measured on the way, by its name, with its unit.
     """
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     record = {
@@ -56,6 +59,7 @@ def write(campaign: str, command: str, faults: Sequence[Fault], seconds: float) 
         "python": platform.python_version(),
         "torch": torch.__version__,
         "faults": [asdict(fault) for fault in faults],
+        "figures": dict(figures or {}),
     }
     RECORDS.mkdir(parents=True, exist_ok=True)
     path = RECORDS / f"{campaign}.json"
@@ -77,6 +81,8 @@ def table() -> str:
             f"- {path.stem}: `{found['command']}`, {found['seconds'] / 60:.1f} minutes on {found['date']}, commit "
             f"{found['git_commit']}, [record](../results/reliability/{path.name})"
         )
+        if figures := found.get("figures"):
+            commands[-1] += ". " + "; ".join(f"{name}: {value}" for name, value in figures.items())
     return "\n".join([*lines, "", *commands])
 
 
