@@ -264,7 +264,7 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
             if len(self.connections) > 2 * limits.connections:
                 transport.abort()
             elif len(self.connections) > limits.connections:
-                self.app = _busy  # type: ignore[assignment]
+                self.app = _busy
 
         def handle_events(self) -> None:
             before = self.cycle

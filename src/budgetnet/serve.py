@@ -193,10 +193,7 @@ _BODY = {
         "required": True,
         "description": "a picture: PNG, JPEG, BMP, WebP, GIF, TIFF, PPM or PGM, 8 bits a channel, whatever its type is "
         "said to be",
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ("image/png", "image/jpeg", "application/octet-stream")
-        },
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
@@ -256,10 +253,8 @@ def drawn_examples(side: int) -> list[Example]:
         "noise": torch.rand(side, side, generator=torch.Generator().manual_seed(0)),
     }
     blue, orange = (torch.tensor(colour).view(3, 1, 1) for colour in ([40.0, 90.0, 160.0], [250.0, 190.0, 90.0]))
-    return [
-        Example(name=name, picture=(blue + grey * (orange - blue)).round().to(torch.uint8))
-        for name, grey in greys.items()
-    ]
+    pictures = {name: (blue + grey * (orange - blue)).round().to(torch.uint8) for name, grey in greys.items()}
+    return [Example(name=name, picture=picture) for name, picture in pictures.items()]
 
 
 def application(demo: Demo, limits: Limits, names: Sequence[str] = ()) -> Guard:
