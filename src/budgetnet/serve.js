@@ -89,7 +89,7 @@ const openPicture = newest(async (file) => {
     explain("");
     const answer = await ask("/api/curves", picture);
     curves = answer.curves;
-    at("curves-note").textContent = `How sure the network stays of “${answer.class}” as each corruption alone grows, from 0 to 100 %:`;
+    at("curves-note").textContent = `How sure the network stays of “${answer.class}” as each alone grows (0 to 100 %):`;
     drawCurves();
   } finally {
     at("answer-card").removeAttribute("aria-busy");
