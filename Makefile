@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test lint types table bench clean
+.PHONY: help demo test lint types table bench soak clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -32,9 +32,14 @@ types: $(INSTALLED) ## types
 table: $(INSTALLED) ## README's and docs' tables from the records in results/
 	$(BIN)/python results/records.py table
 	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python reliability/faults.py
 
 bench: $(INSTALLED) ## speed against plain PyTorch, in under 15 minutes; writes docs/speed.md
 	$(BIN)/python benchmarks/bench.py
+
+soak: $(INSTALLED) ## campaigns of faults, in hours; writes docs/reliability.md
+	$(BIN)/python reliability/load.py
+	$(BIN)/python reliability/faults.py
 
 clean: ## what was made, but for .venv, data and runs
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

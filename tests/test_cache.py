@@ -1,5 +1,6 @@
 """The specification of budgetnet.cache, and of folder trees that go through it."""
 
+import io
 import os
 import resource
 import subprocess
@@ -378,3 +379,19 @@ def test_a_tree_is_decoded_split_and_trained_on_in_a_fraction_of_the_memory_of_i
     assert int(made) < decoded / 2
     assert int(opened) < decoded / 2
     assert int(held) > 0.9 * decoded  # the measure sees what is held in memory
+
+
+def test_what_pillow_would_read_by_running_another_program_is_no_image(tmp_path):
+    (tmp_path / "picture.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(DataError, match=r"picture\.png: found no readable image \(of no known format\)"):
+        cache.read_image(tmp_path / "picture.png", 32)
+
+
+def test_an_image_of_too_many_pixels_is_refused_and_one_of_just_as_many_is_read(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "PNG")
+    assert cache.read_image(io.BytesIO(file.getvalue()), 8, 600).shape == (3, 8, 8)
+    with pytest.raises(DataError, match="the file: found 30x20 pixels, expected at most 599: shrink the image"):
+        cache.read_image(io.BytesIO(file.getvalue()), 8, 599)

@@ -24,6 +24,7 @@ ORDER = [
     "shift",
     "models",
     "engine",
+    "saliency",
     "evaluate",
     "remedies",
     "robustness",
@@ -37,6 +38,8 @@ ORDER = [
     "predict",
     "report",
     "fit",
+    "guard",
+    "serve",
     "cli",
 ]
 LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy", "PIL", "jsonargparse", "safetensors"}

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ Progress = Callable[[int, int], None]
 KEEP_FROM = 64 << 20
 """Bytes, of the files or of their pixels, from which the pixels are kept. What is less is decoded anew each time, in
 seconds: then nothing needs a cache folder that can be written, and nothing is left in it by a handful of images."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""Of image files, as Pillow names them. It knows others, some of which are read by running another program."""
 
 _FORMAT = 1  # to be counted up whenever the same images would give other pixels or facts, or stand otherwise in a file
 _TAIL = struct.Struct("<32sQ")
@@ -137,29 +140,46 @@ def decode(root: Path, names: Sequence[str], image_size: int, progress: Progress
                 progress(start + len(some), len(names))
 
 
-def read_image(path: Path, image_size: int) -> Pixels:
+def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int | None = None) -> Pixels:
     """One image file, upright, as uint8 (3, image_size, image_size).
 
-    Raises:
-        DataError: the image is missing, damaged or of more than 8 bits a channel.
-    """
-    from PIL import Image, ImageOps
+    Args:
+        source: the file, or its content.
+        image_size: side in pixels that the image is resized to.
+        most_pixels: an image that claims more is refused before it is decoded; None leaves it to Pillow's own limit.
 
+    Raises:
+        DataError: the image is missing, damaged, too large or of more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = source if isinstance(source, Path) else "the file"
     try:
-        with Image.open(path) as opened:
+        with Image.open(source, formats=FORMATS) as opened:
+            if most_pixels is not None and opened.width * opened.height > most_pixels:
+                raise DataError(
+                    f"{path}: found {opened.width:,}x{opened.height:,} pixels, expected at most {most_pixels:,}: "
+                    "shrink the image"
+                )
             if opened.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{path}: found pixels of mode {opened.mode}, expected 8 bits a channel: convert the image"
                 )
-            image = ImageOps.exif_transpose(opened)
+            ImageOps.exif_transpose(opened, in_place=True)  # a copy, here and below, would double a photo's memory
+            image: Image.Image = opened
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # what Pillow asks for before such a palette becomes RGB
-            image = image.convert("RGB")
+            if image.mode != "RGB":
+                image = image.convert("RGB")
             if image.size != (image_size, image_size):
                 image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return np.array(image).transpose(2, 0, 1).copy()
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path}: found no readable image (of no known format), expected PNG, JPEG or the like"
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: found no readable image ({why}), expected PNG, JPEG or the like") from error

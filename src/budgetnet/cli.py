@@ -44,6 +44,7 @@ EXAMPLES = {
     "inspect": "budgetnet inspect enhanced --picture enhanced.svg",
     "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
+    "serve": "budgetnet serve runs/first --data ~/cifar",
     "track": "budgetnet track runs/first",
     "data verify": "budgetnet data verify ~/cifar",
     "data stats": "budgetnet data stats ~/cifar",
@@ -189,6 +190,18 @@ def _parser() -> ArgumentParser:
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
     command.add_argument("--output", type=Path, metavar="DIR", help="keep runs, table, picture and the winner's recipe")
 
+    command = _command(
+        commands, "serve", _serve, "start a web page on which to try a model, and its JSON interface", json=False
+    )
+    _add_model(command)
+    _add_data(command)
+    _add_engine(command, precision=False)
+    command.set_defaults(json=False)
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address or name to listen on (default 127.0.0.1: this machine alone)"
+    )
+    command.add_argument("--port", type=int, default=8000, help="to listen on; 0 is any that is free (default 8000)")
+
     command = _command(commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False)
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
 
@@ -238,13 +251,16 @@ def _add_data(command: ArgumentParser) -> None:
     )
 
 
-def _add_engine(command: ArgumentParser) -> None:
+def _add_engine(command: ArgumentParser, *, precision: bool = True) -> None:
     command.add_argument(
         "--engine",
         choices=("auto", "onnx", "torch"),
         default="auto",
         help="what computes: ONNX Runtime (on the CPU) or PyTorch (default auto: the faster of those that are there)",
     )
+    if not precision:
+        command.set_defaults(precision="fp32")
+        return
     command.add_argument(
         "--precision",
         choices=("fp32", "int8"),
@@ -1056,6 +1072,53 @@ def _count(text: str) -> int:
         return int(float(text))
     except (ValueError, OverflowError) as error:
         raise ArgumentTypeError(f"{text!r} is not a number, such as 5e6") from error
+
+
+def _serve(options: Namespace) -> int:
+    from budgetnet import evaluate, guard, models, serve
+
+    listener, url = guard.listen(options.host, options.port)  # before the model: a port that is taken is told at once
+    with listener:
+        classifier = _classifier(options)
+        classifier.network.eval()
+        network = _network(options, classifier)
+        examples, source = _examples(options, classifier)
+
+        def predict(images: torch.Tensor) -> torch.Tensor:
+            return evaluate.predict_logits(network, images, classifier.mean, classifier.std).softmax(1)
+
+        demo = serve.Demo(
+            name=classifier.model.name,
+            parameters=models.count_parameters(classifier.network),
+            engine="ONNX Runtime" if _computed_by(network)["engine"] == "onnx" else "PyTorch",
+            classes=classifier.classes,
+            image_size=classifier.image_size,
+            predict=predict,
+            examples=examples,
+            source=source,
+        )
+        if not guard.is_loopback(listener):
+            _warn(f"{options.host} is not this machine alone: whoever reaches it can send pictures, without a password")
+        print(f"{url} shows {options.checkpoint}; Ctrl-C stops it", flush=True)
+        limits = guard.Limits()
+        guard.run(serve.application(demo, limits, [options.host]), listener, limits)
+    return 0
+
+
+def _examples(options: Namespace, classifier: Classifier) -> tuple[list[Any], str]:
+    """Test images where they are at hand, without a download, else drawn pictures; and which of both."""
+    from budgetnet import serve
+
+    trained = _trained_on(options.checkpoint, classifier)
+    asked = options.data or options.dataset
+    if asked or trained.get("dataset") == "digits" or ("dataset" in trained and os.environ.get("BUDGETNET_DATA")):
+        try:
+            dataset = _dataset(options, classifier, trained)
+            return serve.examples_of(dataset.test, dataset.classes), dataset.name
+        except DataError:
+            if asked:
+                raise
+    return serve.drawn_examples(classifier.image_size), "drawn"
 
 
 def _track(options: Namespace) -> int:
