@@ -9,13 +9,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import html.parser
 import json
 import re
-from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from budgetnet import config as configuration
 from budgetnet import evaluate
+from budgetnet.config import Config, ModelConfig
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,7 @@ class Page(html.parser.HTMLParser):
 
     @property
     def text(self) -> str:
-        """All that is shown, white space made even."""
+        """All that is shown, white space of all kinds made even."""
         return re.sub(r"\s+", " ", " ".join(self.texts))
 
     def all(self, tag: str, **attributes: str) -> list[dict[str, str]]:
@@ -84,9 +85,11 @@ def parsed():
     return lambda page: Page(page.read_text(encoding="utf-8") if isinstance(page, pathlib.Path) else page)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run():
     """Write the folder of a run that never was: what it reached is made up, all else is as `train` writes it."""
+    network = ModelConfig(name="enhanced", width=8)
+    usual = configuration.to_yaml(Config(dataset="digits", val_size=500, model=network))
 
     def make(
         folder: pathlib.Path,
@@ -101,13 +104,16 @@ def make_run():
         epochs: int = 3,
     ) -> pathlib.Path:
         folder.mkdir(parents=True)
-        recipe = folder / "recipe.yaml"
-        recipe.write_text("dataset: digits\nval_size: 500\nmodel: {name: enhanced, width: 8}\n")
-        config = configuration.load(recipe, ["--epochs", str(epochs), *options])
-        if val is None:
-            config = replace(config, val_size=0)
-        recipe.unlink()
-        (folder / "config.yaml").write_text(configuration.to_yaml(config))
+        recipe = yaml.safe_load(usual)
+        recipe |= {"epochs": epochs} | ({"val_size": 0} if val is None else {})
+        for name, value in zip(options[::2], options[1::2], strict=True):
+            *sections, last = name.removeprefix("--").split(".")
+            place = recipe
+            for section in sections:
+                place = place[section]
+            assert last in place
+            place[last] = yaml.safe_load(value)
+        (folder / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
         columns = ["epoch", "lr", "train_loss", "train_accuracy"] + (["val_loss", "val_accuracy"] if val else [])
         lines = [",".join([*columns, "images_per_second", "seconds"])]
         for epoch in range(1, epochs + 1):
@@ -132,9 +138,9 @@ def make_run():
             "weights": "raw",
             "tta": "none",
             "test": scores,
-            "trained_on_test": config.train_on_test,
+            "trained_on_test": recipe["train_on_test"],
             "parameters": parameters,
-            "budget": config.budget,
+            "budget": recipe["budget"],
             "tags": {"data_checksum": checksum, "device": "cpu", "git_commit": "unknown"},
             "versions": {"torch": "2.0"},
             "hardware": {"device": "cpu", "threads": 2, "cpu": "A CPU"},

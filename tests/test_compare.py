@@ -207,13 +207,14 @@ def test_curves_are_means_over_the_seeds_between_the_lowest_and_the_highest(stud
     text = (tmp_path / "page.html").read_text()
     rows = [runs.read(folder).rows[1] for folder in study]
     mean = statistics.mean(row["val_accuracy"] for row in rows[:3])
-    assert f"epoch 2: A base {100 * mean:.2f}\xa0%, B better" in text
+    assert mean == pytest.approx(0.9)
+    assert "epoch 2: A base 90\xa0%, B better" in text
     assert text.count('class="band c0"') == 4
     assert text.count('class="band c2"') == 0, "a single seed has no band"
 
 
 def test_hostile_names_are_shown_and_do_nothing(make_run, tmp_path, parsed, capsys):
-    a = make_run(tmp_path / "a", "--experiment", HOSTILE)
+    a = make_run(tmp_path / "a", "--experiment", json.dumps(HOSTILE))
     b = make_run(tmp_path / "b", "--swa", "0.5")
     for folder in (a, b):
         summary = json.loads((folder / "summary.json").read_text())

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def shown(share: float) -> str:
-    return f"{100 * share:.2f}\xa0%"
+    return f"{100 * share:.2f} %"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_page_has_its_parts_and_the_numbers_of_the_record(made, parsed):
     summary = json.loads((made / "summary.json").read_text())
     scores = summary["test"]["flip"]
     low, high = scores["accuracy_interval"]
-    text = page.text.replace("\xa0", " ")
+    text = page.text
     assert f"{100 * scores['accuracy']:.2f} %" in text
     assert f"95 % interval {100 * low:.2f} % to {100 * high:.2f} %" in text
     assert f"Each as it is: {100 * summary['test']['none']['accuracy']:.2f} %" in text
@@ -103,7 +103,7 @@ def test_the_mistakes_shown_are_mistakes_with_the_probabilities_of_the_network(m
     for (true, taken), picture in zip(pairs, pictures, strict=False):
         i = int(picture["title"].removeprefix("image "))
         assert (int(digits.labels[i]), int(probabilities[i].argmax())) == (int(true), int(taken))
-        assert f"{100 * probabilities[i].max():.1f}\xa0%" in page.text
+        assert f"{100 * probabilities[i].max():.1f} %" in page.text
 
 
 def test_the_logits_that_training_kept_are_used_and_are_those_of_the_record(made, monkeypatch):
@@ -214,6 +214,31 @@ def test_a_run_trained_on_the_test_images_has_no_score_and_says_so(tmp_path, par
     assert "the last ones: nothing was held out to choose by" in page.text
 
 
+def test_a_run_trained_on_the_test_images_is_shown_by_its_validation_images_alone(tmp_path, parsed):
+    run = tmp_path / "run"
+    arguments = ["--train_on_test", "true", "--epochs", "1", "--no-track", "--quiet", "--output", str(run)]
+    assert main(["train", str(SMOKE), *arguments]) == 0
+    page = parsed(run / "report.html")
+    assert "1,597 trained on, 200 held out" in page.text
+    best = runs.read(run).find("final.val_accuracy", float)
+    evidence = Evidence(runs.read(run), None, None, CPU)
+    assert evidence.scores.accuracy == best, "by the very images that the run was validated on"
+    assert f"takes {200 - round(200 * best)} of the 200 validation images for something else" in page.text
+
+
+def test_a_data_set_that_this_version_does_not_know_is_said_and_no_failure(make_run, tmp_path, parsed):
+    folder = make_run(tmp_path / "run", "--dataset", "martian")
+    assert "this version does not know the data set 'martian'" in reported(folder, parsed).text
+
+
+def test_weights_of_another_number_of_classes_than_the_scores_are_refused(run):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["test"]["flip"] = evaluate.score(torch.eye(3), torch.arange(3)).to_dict()
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(DataError, match="10 classes are known and 3 scored"):
+        report.write(run)
+
+
 def test_a_run_that_goes_on_says_how_far_it_is(run, parsed):
     (run / "summary.json").unlink()
     page = reported(run, parsed)
@@ -313,7 +338,7 @@ def test_corruption_is_shown_where_it_was_measured_and_only_of_these_weights(run
     assert "On 40 test images (generated), each as it is; without corruption" in page.text
     for name in ("fog", "gaussian_noise"):
         accuracy = measured["corruptions"][name]["3"]["accuracy"]
-        assert f"<title>{name}, severity 3: {shown(accuracy)} right" in (run / "report.html").read_text()
+        assert f"{name}, severity 3: {shown(accuracy)} right" in page.text
     shift.write_text(json.dumps(measured | {"weights": "0" * 64}))
     assert "shift.json was measured with other weights" in reported(run, parsed).text
 

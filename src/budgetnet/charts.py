@@ -100,6 +100,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def drawable(series: Sequence[Line]) -> list[Line]:
+    """Those that have a value to draw."""
+    return [line for line in series if _finite(line).points]
+
+
 def lines(
     title: str,
     series: Sequence[Line],

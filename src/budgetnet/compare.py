@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,17 +184,22 @@ def _entry(run: Run) -> Entry:
 
 def _multiply_adds(run: Run) -> int | None:
     """Of the network in the recipe; None where this version cannot build it, or its classes are not known."""
-    import torch
-
-    dataset = run.option("dataset", str)
     known = {"cifar10": 10, "cifar100": 100, "digits": 10}
-    classes = len(run.test.confusion) if run.test is not None else known.get(dataset or "")
-    size, model = run.option("image_size", int) or 32, run.option("model", dict)
+    classes = len(run.test.confusion) if run.test is not None else known.get(run.option("dataset", str) or "")
+    model = run.option("model", dict)
     if classes is None or model is None:
         return None
+    return _cost_of(json.dumps(model), classes, run.option("image_size", int) or 32)
+
+
+@functools.cache
+def _cost_of(model: str, classes: int, size: int) -> int | None:
+    """Multiply-adds of the network that some JSON describes; once for all runs of it."""
+    import torch
+
     try:
         with torch.device("meta"):
-            network = models.build(configuration.model_from_dict(model), classes, size)
+            network = models.build(configuration.model_from_dict(json.loads(model)), classes, size)
     except (BudgetnetError, TypeError, ValueError, RuntimeError):  # of an older version, or too large for this one
         return None
     return models.multiply_adds(network, size)
@@ -234,24 +241,20 @@ def _against(first: _Draft, other: _Draft, measure: str) -> dict[str, Any] | Non
     shared = sorted(mine.keys() & theirs.keys())
     if not shared or judged[0] is None or judged[0] != judged[1]:
         return None
-    apart = seeds.difference(
-        [theirs[seed] - mine[seed] for seed in shared],
-        sum(theirs[seed] for seed in shared) / len(shared),
-        judged[0][0],
-    )
+    accuracy, images = sum(theirs[seed] for seed in shared) / len(shared), judged[0][0]
+    apart = seeds.difference([theirs[seed] - mine[seed] for seed in shared], accuracy, images)
     return {**apart, "seeds": shared}
 
 
-def _judged_by(draft: _Draft, measure: str) -> tuple[int, ...] | None:
-    """How many images and which; of test images, all of the data."""
+def _judged_by(draft: _Draft, measure: str) -> tuple[int, tuple[object, ...]] | None:
+    """By how many images a group is judged, and by which; None where nobody knows."""
     run = next((entry.run for entry in draft.entries if getattr(entry, measure) is not None), None)
     if run is None or draft.checksum is None:
         return None
-    data = int(draft.checksum[:15], 16) if re.fullmatch("[0-9a-f]+", draft.checksum) else 0
     if measure == "test_accuracy":
-        assert run.test is not None
-        return run.test.n, data
-    return run.option("val_size", int) or 1, data, run.option("split_seed", int) or 0
+        return (run.test.n, (draft.checksum,)) if run.test is not None else None
+    held = run.option("val_size", int)
+    return (held, (draft.checksum, run.option("split_seed", int) or 0)) if held else None
 
 
 def _with_fronts(groups: list[Group], measure: str | None) -> list[Group]:
@@ -356,6 +359,7 @@ def show(comparison: Comparison) -> None:
     console = Console(highlight=False)
     for table in _tables(comparison):
         console.print(table)
+        console.print()
     for line in (verdict(comparison), *comparison.remarks):
         console.print(Text(visible(line)))
 

@@ -150,6 +150,7 @@ def _curves(groups: Sequence[Group]) -> _Section | None:
                         band=[(x, min(values), max(values)) for x, values in columns] if len(tables) > 1 else (),
                     )
                 )
+        series = charts.drawable(series)
         if series:
             show: Callable[[float], str] = brief_percent if "accuracy" in column else "{:.4g}".format
             drawn.append(charts.lines(title, series, show))

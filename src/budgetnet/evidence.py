@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from torch import Tensor
 from budgetnet import checkpoint, evaluate
 from budgetnet import data as datasets
 from budgetnet.checkpoint import Classifier
+from budgetnet.config import DatasetName
 from budgetnet.data import Dataset
-from budgetnet.errors import BudgetnetError
+from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores
 from budgetnet.gallery import Judged
 from budgetnet.runs import Run
+from budgetnet.train import PRECISIONS
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = {
     "none": "each as it is",
     "flip": "each averaged with its mirror image",
@@ -52,9 +53,11 @@ class Evidence:
         found = self.given
         if found is None:
             size = self.run.option("image_size", int) or 32
+            name: Any = self.run.option("dataset", str) or "cifar10"
+            if name not in get_args(DatasetName):
+                return f"this version does not know the data set {name!r}"
             try:
                 # A folder is always named, as the data would be downloaded otherwise.
-                name: Any = self.run.option("dataset", str) or "cifar10"
                 found = datasets.load(name, self.folder or datasets.default_folder(), size)
             except BudgetnetError as error:
                 return str(error)
@@ -67,12 +70,23 @@ class Evidence:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; their numbers where nobody knows."""
+        """Names of the classes; their numbers where nobody knows.
+
+        Raises:
+            DataError: the weights know other classes than the scores.
+        """
+        count = len(self.scores.confusion) if isinstance(self.scores, Scores) else None
         if isinstance(self.classifier, Classifier):
-            return self.classifier.classes
-        if isinstance(self.dataset, Dataset):
-            return self.dataset.classes
-        return tuple(str(i) for i in range(len(self.scores.confusion))) if isinstance(self.scores, Scores) else ()
+            known = self.classifier.classes
+        elif isinstance(self.dataset, Dataset):
+            known = self.dataset.classes
+        else:
+            return tuple(map(str, range(count or 0)))
+        if count is not None and count != len(known):
+            raise DataError(
+                f"{self.run.folder}: {len(known)} classes are known and {count} scored: its files are of two runs"
+            )
+        return known
 
     @property
     def split(self) -> str:
@@ -124,6 +138,8 @@ class Evidence:
             return self.images
         if isinstance(self.logits, str):
             return self.logits
+        if not torch.equal(self.logits[1], self.images[1]):
+            return "the predictions that were kept are of other images"
         probabilities = torch.softmax(self.logits[0].double(), 1)
         return Judged(images=self.images[0], labels=self.images[1], probabilities=probabilities, classes=self.classes)
 

@@ -34,7 +34,7 @@ a {{ color: var(--c0); }}
 nav {{ font-size: .88rem; display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin: .8rem 0 0; }}
 .soft {{ color: var(--soft); font-size: .9rem; }}
 .big {{ font-size: 2.9rem; font-weight: 700; line-height: 1.1; letter-spacing: -.02em; }}
-.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: .7rem; margin: 1rem 0;
+.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: .7rem; margin: 1rem 0;
   padding: 0; }}
 .facts > div {{ background: var(--panel); border: 1px solid var(--edge); border-radius: 8px; padding: .6rem .8rem; }}
 .facts dt {{ color: var(--soft); font-size: .82rem; }}
@@ -80,11 +80,12 @@ details {{ margin: .5rem 0; }} summary {{ cursor: pointer; color: var(--c0); }}
 .gallery img, .pair img {{ width: 100%; display: block; image-rendering: pixelated; border-radius: 4px;
   background: #808080; }}
 .gallery figcaption span {{ display: block; overflow-wrap: anywhere; }}
-.gallery .more {{ display: none; }} .pairs {{ grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }}
+.gallery .more {{ display: none; }} .pairs {{ grid-template-columns: repeat(auto-fill, minmax(max(165px, 22%), 1fr)); }}
 .pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 3px; }}
 .filters img {{ image-rendering: pixelated; max-width: 100%; height: auto; }}
 select {{ font: inherit; font-size: .88rem; max-width: 100%; padding: .2rem; }}
-.network {{ list-style: none; display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; padding: 0; margin: .8rem 0; }}
+.network {{ list-style: none; display: flex; flex-wrap: wrap; gap: .5rem 1.5rem;
+  padding: 0 0 0 1.1rem; margin: .8rem 0; }}
 .network > li {{ position: relative; background: var(--panel); border: 1px solid var(--edge); border-radius: 8px;
   padding: .5rem; font-size: .8rem; display: flex; flex-direction: column; gap: .4rem; flex: 0 1 auto;
   min-width: 118px; }}

@@ -225,7 +225,7 @@ def _curves(run: Run) -> _Section:
     )
     drawn = []
     for title, series, show in wanted:
-        series = [each for each in series if any(value == value and abs(value) < 1e300 for _, value in each.points)]
+        series = charts.drawable(series)
         if series:
             drawn.append(charts.lines(title, series, show, mark=mark))
     remark = (
@@ -273,7 +273,7 @@ def _errors(evidence: Evidence) -> _Section:
             for count, i, j in pairs[:8]
         ]
         parts.append(tag("h3", "Most frequent confusions"))
-        parts.append(page.table(("images", "is", "taken for", "share of the class"), rows, numbers=(0, 3)))
+        parts.append(page.table(("images", "is", "taken for", "of the class"), rows, numbers=(0, 3)))
     return anchor, heading, join(parts)
 
 

@@ -323,12 +323,13 @@ def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
             names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
             raise BudgetnetError(f"{_mask(uri)} has no experiment {experiment!r}: it has {names}")
         copied, without = [], 0
-        for run in client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"]):
+        order = ["attributes.start_time ASC"]
+        for run in client.search_runs([found.experiment_id], order_by=order, max_results=10_000):
             held = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
             if not {"config.yaml", "metrics.csv"} <= held:
                 without += 1
                 continue
-            target = folder / run.info.run_id
+            target = folder / re.sub(r"\W", "_", run.info.run_id)  # which a server says
             target.mkdir(parents=True)
             for name in ("config.yaml", "metrics.csv", "summary.json"):
                 if name in held:

@@ -288,7 +288,7 @@ def train(
         resume: continue exactly where the run stopped.
         test: test at the end; without, or with `train_on_test`, the summary has no figures of the test images.
         stop: asked after every step whether to save and leave.
-        report: called with the data once the run is complete, before its files go to MLflow.
+        report: called with the data as it was loaded, once the run is complete, before its files go to MLflow.
 
     Returns:
         What summary.json holds.
@@ -319,6 +319,7 @@ def train(
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
+    loaded = dataset
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
@@ -356,7 +357,7 @@ def train(
         if advice:
             raise TrainingError(advice) from error
         raise
-    report(dataset)
+    report(loaded)
     files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     best = checkpoint.load_classifier(run)
     example = normalize(dataset.train.images[:2], dataset.mean, dataset.std).numpy()
