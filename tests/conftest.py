@@ -47,6 +47,8 @@ class Page(html.parser.HTMLParser):
         self.close()
         assert not self.open, f"{self.open} stay open"
         assert len(text.encode()) < 3_000_000
+        ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+        assert len(ids) == len(set(ids)), "an id is there twice"
 
     def handle_starttag(self, tag, attrs):
         attributes = {name: value or "" for name, value in attrs}

@@ -348,6 +348,8 @@ def verdict(comparison: Comparison) -> str:
         return f"{text} It is the one that the others are compared with."
     if apart is None:
         return f"{text} It shares no seed with A on the same images, so how far it is ahead is not known."
+    if apart["interval"] is None:
+        return f"{text} Against A, {points(apart)} points by one seed: whether that is noise is not known."
     return f"{text} Against A, {points(apart).rstrip(' *')} points: {apart['verdict']}."
 
 

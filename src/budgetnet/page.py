@@ -134,7 +134,7 @@ SCRIPT = """
   for (const control of document.querySelectorAll('.controls')) control.hidden = false;
   const select = document.getElementById('pairs');
   if (!select) return;
-  const figures = [...document.querySelectorAll('#mistakes figure')];
+  const figures = [...document.querySelectorAll('#wrong figure')];
   const filter = () => {
     for (const figure of figures) {
       const all = select.value === '';

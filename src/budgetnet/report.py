@@ -196,7 +196,8 @@ def _sentence(evidence: Evidence) -> str:
     row = scores.confusion[i]
     count, j = max((count, j) for j, count in enumerate(row) if j != i)
     text += f". Its weakest class is {classes[i]}: {percent(worst, 1)} of {sum(row):,} "
-    return f"{text}are found, and {count:,} are taken for {classes[j]}." if count else f"{text}are found."
+    taken = f", and {count:,} {'is' if count == 1 else 'are'} taken for {classes[j]}" if count else ""
+    return f"{text}are found{taken}."
 
 
 def _curves(run: Run) -> _Section:
@@ -328,7 +329,7 @@ def _pictures(evidence: Evidence) -> _Section:
         parts += [
             tag("h3", f"The most confident of {wrong:,} mistakes"),
             tag("div", choice, class_="controls", hidden=True),
-            gallery.grid(judged, kept, first=first, id_="mistakes"),
+            gallery.grid(judged, kept, first=first, id_="wrong"),
         ]
     else:
         parts.append(tag("p", "There is no mistake to show."))
