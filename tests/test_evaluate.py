@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from budgetnet.augment import normalize
 from budgetnet.engine import compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, DataError
-from budgetnet.evaluate import LabelScores, Scores, predict_logits, render, score, score_labels
+from budgetnet.evaluate import (
+    LabelScores,
+    Scores,
+    predict_logits,
+    reliability,
+    render,
+    score,
+    score_confusion,
+    score_labels,
+)
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.24, 0.26)
 
@@ -336,3 +345,33 @@ def test_a_rendering_of_labels_alone_has_no_loss():
     assert "loss" not in render(scores, ["cat", "dog"])
     with pytest.raises(ValueError, match="expected 2"):
         render(scores, ["cat"])
+
+
+def test_the_bins_of_a_reliability_diagram_equal_a_loop_and_add_up_to_the_calibration_error():
+    rng = torch.Generator().manual_seed(3)
+    logits, labels = 3 * torch.randn(500, 4, generator=rng), torch.randint(4, (500,), generator=rng)
+    found = reliability(logits, labels)
+    probabilities = torch.softmax(logits.double(), 1)
+    for i, each in enumerate(found):
+        assert (each.low, each.high) == (i / 15, (i + 1) / 15)
+        inside = [j for j in range(500) if each.low < probabilities[j].max() <= each.high]
+        assert each.images == len(inside)
+        if not inside:
+            assert (each.confidence, each.accuracy) == (None, None)
+            continue
+        right = sum(int(probabilities[j].argmax()) == int(labels[j]) for j in inside)
+        assert each.accuracy == pytest.approx(right / len(inside))
+        assert each.confidence == pytest.approx(sum(float(probabilities[j].max()) for j in inside) / len(inside))
+    error = sum(each.images * abs(each.confidence - each.accuracy) for each in found if each.images) / 500
+    assert error == pytest.approx(score(logits, labels).ece)
+    assert any(not each.images for each in found)
+
+
+def test_scores_of_a_confusion_matrix_are_those_of_its_images_and_an_impossible_one_is_refused():
+    rng = torch.Generator().manual_seed(4)
+    predicted, labels = torch.randint(3, (2, 50), generator=rng)
+    scores = score_labels(predicted, labels, 4)
+    assert score_confusion(scores.confusion) == scores
+    for counts in ([[1, 2]], [[0]], [[1, -1], [1, 1]], []):
+        with pytest.raises(ValueError, match="as many rows as columns"):
+            score_confusion(counts)

@@ -12,7 +12,7 @@ from PIL import Image
 from budgetnet import models
 from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetnetError, ConfigError
-from budgetnet.report import draw_network, draw_shift
+from budgetnet.pictures import draw_network, draw_shift
 from budgetnet.robustness import Cell, ShiftScores
 from budgetnet.shift import NAMES, SEVERITIES
 

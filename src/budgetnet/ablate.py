@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetnet import config as configuration
+from budgetnet import seeds
 from budgetnet.config import Config
 from budgetnet.errors import ConfigError
 from budgetnet.files import atomic_write
@@ -307,22 +307,9 @@ def compare(record: Mapping[str, Any], measure: str = "val_accuracy") -> list[di
         }
         differences = [row[measure] - base[row["seed"]] for row in rows if row["seed"] in base]
         if number and differences:
-            entry |= _difference(differences, entry["mean"], rows[0][images])
+            entry |= seeds.difference(differences, entry["mean"], rows[0][images])
         found.append(entry)
     return found
-
-
-def _difference(differences: list[float], accuracy: float, images: int) -> dict[str, Any]:
-    from scipy.stats import t
-
-    n, mean = len(differences), statistics.mean(differences)
-    images_noise = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
-    if n < 2:
-        return {"difference": mean, "interval": None, "verdict": "one seed: unknown"}
-    interval = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    beyond_seeds, beyond_images = abs(mean) > interval, abs(mean) > images_noise
-    verdict = "beyond noise" if beyond_seeds and beyond_images else "within noise"
-    return {"difference": mean, "interval": interval, "verdict": verdict}
 
 
 def render(record: Mapping[str, Any]) -> str:

@@ -45,6 +45,8 @@ EXAMPLES = {
     "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
     "serve": "budgetnet serve runs/first --data ~/cifar",
+    "report": "budgetnet report runs/first --data ~/cifar",
+    "compare": "budgetnet compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --output compare.html",
     "track": "budgetnet track runs/first",
     "data verify": "budgetnet data verify ~/cifar",
     "data stats": "budgetnet data stats ~/cifar",
@@ -122,7 +124,12 @@ def _parser() -> ArgumentParser:
         help="corrupt the images: a corruption's name, or all 19; or test on cifar10.1, cifar10.2 or cifar10.2-train",
     )
     command.add_argument("--severity", type=int, metavar="N", help="of the corruptions, 1 to 5 (default: each)")
-    command.add_argument("--output", type=Path, metavar="FILE.svg|png", help="draw a heat map of the corruptions")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="draw a heat map of the corruptions (.svg, .png), or write their record (.json)",
+    )
 
     command = _command(commands, "predict", _predict, "classify images, and write a submission")
     _add_model(command)
@@ -201,6 +208,17 @@ def _parser() -> ArgumentParser:
         "--host", default="127.0.0.1", help="address or name to listen on (default 127.0.0.1: this machine alone)"
     )
     command.add_argument("--port", type=int, default=8000, help="to listen on; 0 is any that is free (default 8000)")
+    command = _command(commands, "report", _report, "write the page that shows what a run learnt and where it is wrong")
+    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder, which gets report.html")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:N or mps")
+
+    command = _command(
+        commands, "compare", _compare, "compare runs: grouped by recipe, seed by seed, and by their cost"
+    )
+    command.add_argument("folders", type=Path, metavar="RUN", nargs="*", help="run folders; the first is compared with")
+    command.add_argument("--experiment", metavar="NAME", help="the runs of an MLflow experiment instead")
+    command.add_argument("--output", type=Path, metavar="FILE.html", help="write a page with curves and pictures too")
 
     command = _command(commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False)
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
@@ -320,6 +338,7 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
     parser.add_argument("--no_track", action="store_true", help="leave MLflow out")
+    parser.add_argument("--no_report", action="store_true", help="write no report.html at the end")
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
@@ -350,7 +369,7 @@ def _train(arguments: list[str]) -> int:
 def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> int:
     import torch
 
-    from budgetnet import devices
+    from budgetnet import devices, report
     from budgetnet.progress import summary_lines
     from budgetnet.train import Interrupted, train
 
@@ -358,6 +377,10 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> i
         torch.set_num_threads(options.threads)
     device = devices.find(options.device)
     caught: list[int] = []
+
+    def write_report(dataset: Dataset) -> None:
+        if not options.no_report:
+            report.after_training(run, dataset, device, progress.warn)
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
@@ -377,6 +400,7 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> i
             track=not options.no_track,
             resume=options.resume,
             stop=lambda: bool(caught),
+            report=write_report,
         )
     except Interrupted:
         print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
@@ -402,6 +426,7 @@ def _resume_command(run: Path, options: Any) -> str:
     again += ["--device", options.device] if options.device != "auto" else []
     again += ["--threads", str(options.threads)] if options.threads else []
     again += ["--no-track"] if options.no_track else []
+    again += ["--no-report"] if options.no_report else []
     return shlex.join(again)
 
 
@@ -414,7 +439,8 @@ def _progress(silent: bool, out: TextIO) -> Progress:
 
 
 def _evaluate(options: Namespace) -> int:
-    from budgetnet import cifar, evaluate
+    from budgetnet import checkpoint, cifar, evaluate
+    from budgetnet.files import atomic_write
     from budgetnet.remedies import render_scored
 
     corruptions, severities = _corruptions(options)
@@ -448,6 +474,7 @@ def _evaluate(options: Namespace) -> int:
     assert labels is not None
     if corruptions:
         assert dataset is not None
+        result["weights"] = checkpoint.digest({}, classifier.network.state_dict())
         lines = _evaluate_shift(options, dataset, images, corruptions, severities, classify, remedies, result)
     else:
         found = [evaluate.score(logits, labels) for logits in classify(images.images)]
@@ -462,13 +489,15 @@ def _evaluate(options: Namespace) -> int:
         exactly, quantized = (_logits(either, classifier, images.images, options) for either in (exact, network))
         result["int8"] = _int8_cost(exactly, quantized, labels, options.split)
         lines += ["", _int8_line(result["int8"])]
+    if corruptions and options.output and options.output.suffix.lower() == ".json":
+        atomic_write(options.output, (json.dumps(result) + "\n").encode())
     print(json.dumps(result) if options.json else "\n".join(lines))
     return 0
 
 
 def _corruptions(options: Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The corruptions and severities that are asked for, none without; what makes no sense is refused."""
-    from budgetnet import cifar, report, shift
+    from budgetnet import cifar, pictures, shift
 
     if options.shift is None or options.shift in cifar.TEST_SETS:
         for name in ("severity", "output"):
@@ -482,8 +511,11 @@ def _corruptions(options: Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
     names = shift.NAMES if options.shift == "all" else (options.shift,)
     severities = shift.SEVERITIES if options.severity is None else (options.severity,)
     shift.check(names[0], severities[0])
-    if options.output:
-        report.require_picture(options.output)
+    if options.output and options.output.suffix.lower() == ".json":
+        if not options.output.parent.is_dir():
+            raise ConfigError(f"cannot write {options.output}: there is no folder {options.output.parent}; create it")
+    elif options.output:
+        pictures.require_picture(options.output)
     return names, severities
 
 
@@ -567,7 +599,7 @@ def _evaluate_shift(
     result: dict[str, Any],
 ) -> list[str]:
     """Score corrupted images; `result` and `remedies` are completed, and what a person reads is returned."""
-    from budgetnet import cifar, data, report, robustness, shift
+    from budgetnet import cifar, data, pictures, robustness, shift
 
     labels, ids = images.labels, images.ids
     assert labels is not None
@@ -598,11 +630,14 @@ def _evaluate_shift(
     result |= {"images": len(labels), "source": source, "seed": None if official else SHIFT_SEED, **final.to_dict()}
     for remedy, before, after in zip(remedies, tables, tables[1:], strict=False):
         remedy |= {"before": _shift_brief(before), "after": _shift_brief(after)}
-    if options.output:
-        report.draw_shift(final, options.output, f"{options.checkpoint}: {options.split} images under corruption")
-        result["output"] = str(options.output)
     lines = [robustness.render(final), "", f"{len(labels):,} images of the {options.split} split; {line}"]
-    return lines + ([f"drawn to {options.output}"] if options.output else [])
+    if options.output:
+        result["output"] = str(options.output)
+        lines.append(f"written to {options.output}")
+        if options.output.suffix.lower() != ".json":
+            pictures.draw_shift(final, options.output, f"{options.checkpoint}: {options.split} images under corruption")
+            lines[-1] = f"drawn to {options.output}"
+    return lines
 
 
 def _brief(scores: Scores | Cell) -> dict[str, float]:
@@ -937,7 +972,7 @@ def _models(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> int:
-    from budgetnet import checkpoint, data, models, report
+    from budgetnet import checkpoint, data, models, pictures
     from budgetnet import config as configuration
     from budgetnet.config import ModelConfig
 
@@ -965,7 +1000,7 @@ def _inspect(options: Namespace) -> int:
         provenance |= classifier.provenance
     rows = models.summarize(network, size)
     if options.picture:
-        report.draw_network(network, options.picture, title, size)
+        pictures.draw_network(network, options.picture, title, size)
     if options.json:
         layers = [vars(row) for row in rows]
         print(json.dumps({"model": title, "layers": layers, "provenance": provenance}))
@@ -1119,6 +1154,39 @@ def _examples(options: Namespace, classifier: Classifier) -> tuple[list[Any], st
             if asked:
                 raise
     return serve.drawn_examples(classifier.image_size), "drawn"
+
+
+def _report(options: Namespace) -> int:
+    from budgetnet import devices, report
+
+    path = report.write(options.folder, data=options.data, device=devices.find(options.device))
+    print(json.dumps({"report": str(path)}) if options.json else path)
+    return 0
+
+
+def _compare(options: Namespace) -> int:
+    import tempfile
+
+    from budgetnet import compare, compare_page, tracking
+
+    if bool(options.folders) == bool(options.experiment):
+        raise ConfigError("give run folders, or --experiment NAME, and not both")
+    with tempfile.TemporaryDirectory() as folder:
+        folders = options.folders
+        if options.experiment:
+            folders, without = tracking.fetch(options.experiment, Path(folder))
+            if without:
+                _warn(f"{without} runs of {options.experiment} have no record in MLflow yet and are left out")
+        comparison = compare.compare(folders)
+        if options.output:
+            compare_page.write(comparison, options.output)
+    if options.json:
+        print(json.dumps(comparison.to_dict()))
+    else:
+        compare.show(comparison)
+        if options.output:
+            print(f"written to {options.output}")
+    return 0
 
 
 def _track(options: Namespace) -> int:

@@ -256,10 +256,47 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     )
 
 
-def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
-    """Mean over the images of |confidence - accuracy| of the bin that they fall into; bins are open below."""
+@dataclass(frozen=True)
+class Bin:
+    """Images whose predicted class is given a probability in (low, high]; the first bin has 0 too."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float | None
+    """Mean of that probability; None without images."""
+    accuracy: float | None
+    """Share of them that are classified right; None without images."""
+
+
+def reliability(logits: Tensor, labels: Tensor) -> list[Bin]:
+    """The bins over which `Scores.ece` is the mean distance of confidence and accuracy, weighted by their images.
+
+    Args:
+        logits: float (n, classes), finite, on any device.
+        labels: integers (n,) in [0, classes), on any device.
+    """
+    logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
+    confidence, predicted = torch.softmax(logits, dim=1).max(dim=1)
+    bins, correct = _bins(confidence), (predicted == labels).double()
+    found = []
+    for b in range(_ECE_BINS):
+        inside = bins == b
+        n = int(inside.sum())
+        means = [math.fsum(values[inside].tolist()) / n if n else None for values in (confidence, correct)]
+        found.append(Bin(b / _ECE_BINS, (b + 1) / _ECE_BINS, n, *means))
+    return found
+
+
+def _bins(confidence: Tensor) -> Tensor:
+    """Which bin each probability falls into; bins are open below."""
     inner_edges = torch.arange(1, _ECE_BINS, dtype=torch.float64) / _ECE_BINS
-    bins = torch.bucketize(confidence, inner_edges)
+    return torch.bucketize(confidence, inner_edges)
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Mean over the images of |confidence - accuracy| of the bin that they fall into."""
+    bins = _bins(confidence)
     gap = confidence - correct.double()
     return math.fsum(abs(math.fsum(gap[bins == b].tolist())) for b in range(_ECE_BINS)) / len(gap)
 
@@ -291,20 +328,43 @@ def score_labels(predicted: Tensor, labels: Tensor, num_classes: int) -> LabelSc
                 f"{num_classes} classes do not belong together"
             )
     cells = labels.long() * num_classes + predicted.long()
-    confusion = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).cpu()
-    hits, of_class, as_class = (counts.tolist() for counts in (confusion.diag(), confusion.sum(1), confusion.sum(0)))
+    counts = torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return score_confusion(counts.tolist())
+
+
+def score_confusion(counts: Sequence[Sequence[int]]) -> LabelScores:
+    """The scores of so many images by [true class][predicted class].
+
+    Raises:
+        ValueError: the counts are not as many rows as columns, one is below 0, or all are 0.
+    """
+    confusion = tuple(map(tuple, counts))
+    n = sum(map(sum, confusion))
+    if n < 1 or any(len(row) != len(confusion) or min(row) < 0 for row in confusion):
+        raise ValueError("expected as many rows as columns, counts of 0 or more, and one image at least")
+    hits = [row[i] for i, row in enumerate(confusion)]
+    of_class, as_class = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion, strict=True)]
     correct = sum(hits)
     return LabelScores(
         n=n,
         accuracy=correct / n,
-        accuracy_interval=_wilson(correct, n),
+        accuracy_interval=wilson(correct, n),
         precision=tuple(h / m if m else None for h, m in zip(hits, as_class, strict=True)),
         recall=tuple(h / m if m else None for h, m in zip(hits, of_class, strict=True)),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        confusion=confusion,
     )
 
 
-def _wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, for other images drawn alike (Wilson 1927).
+
+    Args:
+        correct: images that count, in [0, n].
+        n: images, at least 1.
+
+    Returns:
+        Its ends, in [0, 1]; the share itself lies between them.
+    """
     share, z2 = correct / n, _Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)

@@ -1,258 +1,491 @@
-"""Pictures of networks and runs."""
+"""The report of a run: one page that says how good the network is, where it is wrong, and where it came from."""
 
 from __future__ import annotations
 
-import itertools
-import re
-from dataclasses import dataclass
+import json
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
 
-from budgetnet.errors import BudgetnetError, ConfigError
-from budgetnet.files import replacing
-from budgetnet.models import Row, summarize
-from budgetnet.robustness import ShiftScores
-from budgetnet.shift import COMMON, EXTRA
+from budgetnet import charts, checkpoint, evaluate, gallery, models, page, pictures, runs
+from budgetnet.checkpoint import Classifier
+from budgetnet.data import Dataset
+from budgetnet.errors import DataError
+from budgetnet.evaluate import Scores
+from budgetnet.evidence import VIEWS, Evidence
+from budgetnet.markup import Html, brief_percent, join, percent, shortened, tag
+from budgetnet.progress import duration
+from budgetnet.runs import Run
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+NAME = "report.html"
+SHIFT = "shift.json"
+_COLOURS = {"stem": 7, "block": 0, "shortcut": 4, "head": 2}
+_CLASSES = 20  # that are drawn; of more, those with the lowest share
 
-# Sizes in points, which is what text comes in: a box is as wide as its longest line needs.
-_FONT, _LINE, _GAP, _PAD = 9.0, 13.0, 16.0, 8.0
-_CHARACTER = 0.56 * _FONT  # DejaVu Sans, on average, rounded up
-_COLOURS = {"stem": "#dfe7ef", "stage": "#f3f5f7", "block": "#cfe3f7", "shortcut": "#f9e2c0", "head": "#dcefdc"}
-
-
-@dataclass(frozen=True)
-class _Box:
-    """`count` equal layers or blocks in a row."""
-
-    lines: list[str]
-    colour: str
-
-    @property
-    def height(self) -> float:
-        return len(self.lines) * _LINE + 2 * _PAD
+_Section = tuple[str, str, Html]
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """A stage: its heading, its boxes from top to bottom, what it puts out and costs."""
-
-    title: str
-    boxes: list[_Box]
-    footer: list[str]
-
-    @property
-    def width(self) -> float:
-        lines = [self.title, *self.footer, *(line for box in self.boxes for line in box.lines)]
-        return max(len(line) for line in lines) * _CHARACTER + 4 * _PAD
-
-    @property
-    def height(self) -> float:
-        boxes = sum(box.height for box in self.boxes) + _PAD * (len(self.boxes) - 1)
-        return _LINE * (1 + len(self.footer)) + boxes + 4 * _PAD
-
-
-def draw_network(network: nn.Module, path: Path, title: str, image_size: int) -> None:
-    """Draw the stages of a network from left to right, with their blocks, shapes, switches and parameters.
-
-    All that the picture says is read off the network itself and its forward pass. Equal blocks in a row share a box.
+def write(
+    folder: Path, *, data: Path | None = None, dataset: Dataset | None = None, device: torch.device | None = None
+) -> Path:
+    """Write the report of a run, finished or not, into its folder; it says itself what it leaves out, and why.
 
     Args:
-        network: on any device, `meta` included; left as it was.
-        path: where to write, ending in .svg or .png; written over.
-        title: heading of the picture.
-        image_size: side of the images in pixels.
+        folder: the run's.
+        data: where its data is; None is `data.default_folder()`. Nothing is downloaded.
+        dataset: the data itself, where it is loaded already.
+        device: where to compute; None is the CPU.
+
+    Returns:
+        The page.
 
     Raises:
-        ConfigError: `path` ends in something else.
-        BudgetnetError: matplotlib is not installed, or `path` cannot be written.
+        DataError: it is no run folder, a file of it is damaged, or the page cannot be written.
     """
-    require_picture(path)
-    channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
-    rows = summarize(network, image_size, channels)
-    panels = _panels(rows)
-    width = sum(panel.width for panel in panels) + _GAP * (len(panels) + 1)
-    body = max(panel.height for panel in panels)
-    height = body + 3.2 * _LINE + 2 * _GAP
-
-    parameters, multiply_adds = sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
-    subtitle = (
-        f"{channels} x {image_size} x {image_size} image   -   {parameters:,} trainable parameters   -   "
-        f"{multiply_adds / 1e6:,.1f} million multiply-adds"
+    run = runs.read(folder)
+    evidence = Evidence(run, data, dataset, device or torch.device("cpu"))
+    made = (
+        _curves(run),
+        _errors(evidence),
+        _calibration(evidence),
+        _pictures(evidence),
+        _looks(evidence),
+        _network(evidence),
+        _shift(evidence),
+        _recipe(run),
+        _origin(run, data),
     )
-    width = max(width, len(subtitle) * _CHARACTER + 2 * _GAP)
-    figure = _figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
-    axes.text(_GAP, _GAP + _LINE * 0.6, title, fontsize=15, fontweight="bold", va="center")
-    axes.text(_GAP, _GAP + _LINE * 2.0, subtitle, fontsize=_FONT, color="#444444", va="center")
-    x, top = _GAP, _GAP + 3.2 * _LINE
-    for i, panel in enumerate(panels):
-        _draw_panel(axes, panel, x, top, body)
-        x += panel.width
-        if i < len(panels) - 1:
-            middle = top + body / 2
-            arrow = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", xy=(x + _GAP, middle), xytext=(x, middle), arrowprops=arrow)
-        x += _GAP
-    _save(figure, path)
+    sections = [section for section in made if section is not None]
+    page.write(folder / NAME, page.document(f"{run.name}: report", _verdict(evidence), sections))
+    return folder / NAME
 
 
-def draw_shift(scores: ShiftScores, path: Path, title: str) -> None:
-    """Draw the accuracy on each corruption and severity as a heat map with its numbers; shades are shares of clean.
-
-    Args:
-        scores: of one or more corruptions.
-        path: where to write, ending in .svg or .png; written over.
-        title: heading of the picture.
-
-    Raises:
-        ConfigError: `path` ends in something else.
-        BudgetnetError: matplotlib is not installed, or `path` cannot be written.
-    """
-    require_picture(path)
-    from matplotlib import colormaps
-
-    shades = colormaps["cividis"]  # the same to those who confuse red and green, and in grey
-    groups = [[name for name in group if name in scores.cells] for group in (COMMON, EXTRA)]
-    severities = list(next(iter(scores.cells.values())))
-    cell, name_width, top = (50.0, 20.0), 130.0, 78.0
-    names = [name for group in groups for name in group]
-    gap = 8.0 if all(groups) else 0.0
-    width = name_width + (len(severities) + 1) * cell[0] + gap + 2 * _GAP
-    width = max(width, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
-    height = top + len(names) * cell[1] + gap + 2.6 * _LINE + _GAP
-    figure = _figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
-    axes.text(_GAP, _GAP + 3, title, fontsize=12, fontweight="bold", va="center")
-    clean = (
-        f"accuracy in % by severity; clean, the lightest: {100 * scores.clean.accuracy:.2f} ({scores.images:,} images)"
-    )
-    axes.text(_GAP, _GAP + 1.5 * _LINE, clean, fontsize=_FONT, color="#444444", va="center")
-
-    def write(x: float, y: float, share: float) -> None:
-        from matplotlib.patches import Rectangle
-
-        shade = shades(share / max(scores.clean.accuracy, share, 1e-9))
-        axes.add_patch(Rectangle((x, y), *cell, facecolor=shade, edgecolor="white", lw=1))
-        light = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 0.5
-        middle = (x + cell[0] / 2, y + cell[1] / 2)
-        colour = "black" if light else "white"
-        axes.text(*middle, f"{100 * share:.1f}", fontsize=_FONT, color=colour, ha="center", va="center")
-
-    lefts = [_GAP + name_width + i * cell[0] for i in range(len(severities))]
-    last = _GAP + name_width + len(severities) * cell[0] + 8
-    for x, heading in zip([*lefts, last], [*map(str, severities), "mean"], strict=True):
-        axes.text(x + cell[0] / 2, top - _LINE / 2, heading, fontsize=_FONT, ha="center", va="center")
-    y = top
-    for group in groups:
-        for name in group:
-            axes.text(_GAP + name_width - 6, y + cell[1] / 2, name, fontsize=_FONT, ha="right", va="center")
-            for x, severity in zip(lefts, severities, strict=True):
-                write(x, y, scores.cells[name][severity].accuracy)
-            mean = scores.mean([name])
-            assert mean is not None, "of what was measured"
-            write(last, y, mean.accuracy)
-            y += cell[1]
-        y += gap
-    means = [
-        f"{what} {100 * mean.accuracy:.2f} %"
-        for what, mean in (("mean corruption accuracy", scores.mean(COMMON)), ("of the 4 extra", scores.mean(EXTRA)))
-        if mean
-    ]
-    axes.text(_GAP, y + _LINE, ", ".join(means), fontsize=_FONT, va="center")
-    _save(figure, path)
-
-
-def require_picture(path: Path) -> None:
-    """Refuse early what could not be drawn.
-
-    Raises:
-        ConfigError: `path` ends in neither .svg nor .png, or its folder is not there.
-        BudgetnetError: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise ConfigError(f"the picture {path} ends in {path.suffix or 'nothing'!r}, expected .svg or .png")
-    if not path.parent.is_dir():
-        raise ConfigError(f"cannot write {path}: there is no folder {path.parent}; create it or choose another")
+def after_training(folder: Path, dataset: Dataset, device: torch.device, warn: Callable[[str], None]) -> None:
+    """Write the report of a run that has just ended; whatever goes wrong is one line for `warn`, and no failure."""
     try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise BudgetnetError(f"a picture needs matplotlib ({error}): pip install 'budgetnet[picture]'") from error
+        write(folder, dataset=dataset, device=device)
+    except Exception as error:  # no picture is worth a training
+        told = " ".join(str(error).split()) or type(error).__name__
+        again = shlex.join(["budgetnet", "report", str(folder)])
+        warn(f"no {NAME} ({told}): the run is complete without it, and `{again}` makes it")
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty picture of that size in points."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _verdict(evidence: Evidence) -> Html:
+    run, test = evidence.run, evidence.run.test
+    parts: list[Html] = []
+    if test is not None:
+        low, high = test.accuracy_interval
+        parts.append(tag("div", percent(test.accuracy), class_="big"))
+        parts.append(
+            tag(
+                "p",
+                f"of {test.n:,} test images are classified right, {VIEWS.get(run.views, run.views)}; "
+                f"95 % interval {percent(low)} to {percent(high)}.",
+            )
+        )
+        plain = run.tests.get("none")
+        if run.views != "none" and plain is not None:
+            low, high = plain.accuracy_interval
+            parts.append(page.soft(f"Each as it is: {percent(plain.accuracy)} ({percent(low)} to {percent(high)})."))
+    else:
+        validated = _validation(run)
+        if validated is not None:
+            accuracy, n = validated
+            low, high = evaluate.wilson(round(accuracy * n), n)
+            parts.append(tag("div", percent(accuracy), class_="big"))
+            parts.append(
+                tag(
+                    "p",
+                    f"of {n:,} validation images are classified right; 95 % interval {percent(low)} to {percent(high)}."
+                    " The weights were chosen by these images, so other images do rather worse.",
+                )
+            )
+        parts.append(tag("p", tag("b", _untested(run))))
+    parts.append(page.facts(_cards(evidence)))
+    parts.append(tag("p", _sentence(evidence)))
+    return join(parts)
 
-    figure = Figure(figsize=(width / 72, height / 72))
-    FigureCanvasAgg(figure)  # no display, and nothing of pyplot's global state
-    return figure
+
+def _untested(run: Run) -> str:
+    if not run.finished:
+        done, of = len(run.rows), run.option("epochs", int)
+        return f"This run has not ended: {done} of {of} epochs are done. It has no test score."
+    if run.find("trained_on_test", bool) or run.option("train_on_test", bool):
+        return "The test images were trained on too, so this run has no test score."
+    return "This run was not tested."
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        kind = path.suffix.lower()[1:]
-        figure.savefig(temporary, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
+def _validation(run: Run) -> tuple[float, int] | None:
+    """The validation accuracy of the chosen weights, and of how many images."""
+    n, epoch = run.option("val_size", int), run.chosen_epoch
+    found = [row["val_accuracy"] for row in run.rows if row["epoch"] == epoch and "val_accuracy" in row]
+    return (found[0], n) if found and n else None
 
 
-def _panels(rows: list[Row]) -> list[_Panel]:
-    """A panel for each stage, and one for the layers before the first and after the last."""
-    panels: list[_Panel] = []
-    for stage, group in itertools.groupby(rows, key=_stage):
-        members = list(group)
-        outside = "head" if panels else "stem"
-        boxes = [
-            _box(kind, len(list(same)), "block" if stage else outside)
-            for kind, same in itertools.groupby(members, key=lambda row: row.kind)
+def _cards(evidence: Evidence) -> list[tuple[str, object, object]]:
+    run, classifier, dataset = evidence.run, evidence.classifier, evidence.dataset
+    cards: list[tuple[str, object, object]] = []
+    parameters, budget = run.find("parameters", int), run.option("budget", int)
+    if parameters is None and isinstance(classifier, Classifier):
+        parameters = models.count_parameters(classifier.network)
+    if parameters is not None:
+        remark: object = "no budget"
+        if budget:
+            share = parameters / budget
+            meter = tag("div", tag("div", style=f"width: {min(100.0, 100 * share):.1f}%"), class_="meter")
+            remark = join((meter, f"{percent(share, 1)} of the budget of {budget:,}"))
+        cards.append(("Parameters", f"{parameters:,}", remark))
+    if isinstance(classifier, Classifier):
+        channels = len(classifier.mean)
+        cost = models.multiply_adds(classifier.network, classifier.image_size, channels)
+        side = classifier.image_size
+        cards.append(("Multiply-adds", f"{cost / 1e6:,.1f} million", f"for an image of {channels} x {side} x {side}"))
+    minutes = run.find("final.minutes", float)
+    seconds = minutes * 60 if minutes is not None else run.rows[-1].get("seconds") if run.rows else None
+    if seconds is not None:
+        hardware = run.find("hardware", dict) or {}
+        where = str(hardware.get("gpu") or hardware.get("cpu") or run.find("tags.device", str) or "")
+        threads = (
+            f", {hardware['threads']} threads" if hardware.get("device") == "cpu" and "threads" in hardware else ""
+        )
+        cards.append(("Training time", duration(seconds), where + threads))
+    name = run.option("dataset", str) or "unknown"
+    if isinstance(dataset, Dataset):
+        remark = (
+            f"{_trained_images(run, dataset):,} trained on, {run.option('val_size', int) or 0:,} held out to choose by"
+        )
+        cards.append(("Data", name, remark))
+    else:
+        cards.append(("Data", name, f"{run.option('val_size', int) or 0:,} training images held out to choose by"))
+    cards.append(("Weights", *_chosen(run)))
+    return cards
+
+
+def _chosen(run: Run) -> tuple[str, str]:
+    epoch, epochs = run.chosen_epoch, run.find("final.epochs", float) or run.option("epochs", int)
+    if epoch is None:
+        return "none chosen yet", "no epoch has been validated"
+    how = run.find("chosen_by", str) or ("validation accuracy so far" if not run.finished else "unknown")
+    validated = _validation(run)
+    averaged = "average over the run, " if run.find("weights", str) == "average" else ""
+    accuracy = f" ({percent(validated[0])})" if validated and "validation" in how else ""
+    by = "the last ones: nothing was held out to choose by" if how == "last epoch" else f"chosen by {how}{accuracy}"
+    return f"epoch {epoch} of {epochs:.0f}", averaged + by
+
+
+def _trained_images(run: Run, dataset: Dataset) -> int:
+    everything = len(dataset.train) - (run.option("val_size", int) or 0)
+    return everything + (len(dataset.test) if run.option("train_on_test", bool) and dataset is not None else 0)
+
+
+def _sentence(evidence: Evidence) -> str:
+    """The run in words."""
+    run, scores, classes = evidence.run, evidence.scores, evidence.classes
+    name = run.option("model.name", str) or "The network"
+    text = f"In words: {name}, trained for {len(run.rows)} epochs on {run.option('dataset', str) or 'unknown data'}"
+    if not isinstance(scores, Scores):
+        return f"{text}."
+    known = [(recall, i) for i, recall in enumerate(scores.recall) if recall is not None]
+    worst, i = min(known)
+    wrong = scores.n - sum(row[i] for i, row in enumerate(scores.confusion))
+    text += f", takes {wrong:,} of the {scores.n:,} {evidence.split} images for something else"
+    if not wrong:
+        return f"{text}."
+    row = scores.confusion[i]
+    count, j = max((count, j) for j, count in enumerate(row) if j != i)
+    text += f". Its weakest class is {classes[i]}: {percent(worst, 1)} of {sum(row):,} "
+    taken = f", and {count:,} {'is' if count == 1 else 'are'} taken for {classes[j]}" if count else ""
+    return f"{text}are found{taken}."
+
+
+def _curves(run: Run) -> _Section:
+    if not run.rows:
+        return "curves", "Learning curves", page.soft("No epoch has ended yet.")
+    mark = run.chosen_epoch
+
+    def line(name: str, column: str, colour: int, dashed: bool = False) -> charts.Line:
+        points = [(row["epoch"], row[column]) for row in run.rows if column in row]
+        return charts.Line(name=name, points=points, colour=colour, dashed=dashed)
+
+    wanted = (
+        ("Loss (nats)", [line("training", "train_loss", 0), line("validation", "val_loss", 1)], "{:.4g}".format),
+        (
+            "Accuracy",
+            [
+                line("training", "train_accuracy", 0),
+                line("validation", "val_accuracy", 1),
+                line("validation, raw weights", "val_accuracy_raw", 3, True),
+                line("validation, averaged weights", "val_accuracy_average", 4, True),
+            ],
+            brief_percent,
+        ),
+        ("Learning rate", [line("learning rate", "lr", 2)], "{:.3g}".format),
+        ("Images a second", [line("images a second", "images_per_second", 5)], "{:,.0f}".format),
+    )
+    drawn = []
+    for title, series, show in wanted:
+        series = charts.drawable(series)
+        if series:
+            drawn.append(charts.lines(title, series, show, mark=mark))
+    remark = (
+        "Training figures are of the images as they are augmented (and mixed, where the recipe does), in the middle of "
+        "learning, validation figures of plain images after the epoch; the learning rate is that of its last step"
+    )
+    marked = f"; the dashed line is epoch {mark}, whose weights are the result" if mark is not None else ""
+    return "curves", "Learning curves", join((page.soft(f"{remark}{marked}."), tag("div", *drawn, class_="charts")))
+
+
+def _errors(evidence: Evidence) -> _Section:
+    anchor, heading = "errors", "Where it is wrong"
+    scores, classes = evidence.scores, evidence.classes
+    if isinstance(scores, str):
+        return anchor, heading, page.soft(f"Left out: {scores}.")
+    pairs = sorted(
+        ((count, i, j) for i, row in enumerate(scores.confusion) for j, count in enumerate(row) if count and i != j),
+        key=lambda pair: (-pair[0], pair[1:]),
+    )
+    drawn = [_classes(scores, classes, evidence.split)]
+    if len(classes) <= _CLASSES:
+        most = max((count for count, _, _ in pairs), default=1)
+        cells = [
+            [
+                charts.Cell(
+                    text=f"{count:,}" if count else "",
+                    strength=count / max(1, sum(row)) if i == j else (count / most) ** 0.5,
+                    colour=0 if i == j else 1,
+                    tip=f"{classes[i]}, taken for {classes[j]}: {count:,} of {sum(row):,} images",
+                    key=f"{i}-{j}" if count and i != j else None,
+                )
+                for j, count in enumerate(row)
+            ]
+            for i, row in enumerate(scores.confusion)
         ]
-        shape = " x ".join(str(size) for size in members[-1].output_shape)
-        footer = [f"out {shape}", f"{sum(row.parameters for row in members):,} parameters"]
-        panels.append(_Panel(stage or outside, boxes, footer))
-    return panels
+        width = 12 + 6.6 * max(len(cell.text) for row in cells for cell in row)
+        title = f"Images by true class (rows) and predicted class (columns), {evidence.split} split"
+        cell_width = max(26.0, width)
+        names = {"row_name": "is", "column_name": "taken for"}
+        drawn.insert(0, charts.heat(title, classes, classes, cells, cell_width=cell_width, **names))
+    parts = [page.soft(evidence.said), tag("div", *drawn, class_="charts")]
+    if pairs:
+        rows = [
+            (f"{count:,}", classes[i], classes[j], percent(count / sum(scores.confusion[i]), 1))
+            for count, i, j in pairs[:8]
+        ]
+        parts.append(tag("h3", "Most frequent confusions"))
+        parts.append(page.table(("images", "is", "taken for", "of the class"), rows, numbers=(0, 3)))
+    return anchor, heading, join(parts)
 
 
-def _stage(row: Row) -> str:
-    """The stage that a row belongs to; none for single layers."""
-    return "" if row.kind.startswith(("conv ", "batch norm", "layer norm", "linear")) else row.name.split(".")[0]
+def _classes(scores: Scores, classes: Sequence[str], split: str) -> Html:
+    bars = []
+    for i, row in enumerate(scores.confusion):
+        recall = scores.recall[i]
+        if recall is not None:
+            low, high = evaluate.wilson(row[i], sum(row))
+            found = f"{classes[i]}: {percent(recall)} of {sum(row):,} images found ({percent(low)} to {percent(high)})"
+            right = f"{percent(scores.precision[i])} of those taken for it are it"
+            bars.append(charts.Bar(label=classes[i], value=recall, low=low, high=high, tip=f"{found}; {right}"))
+    some = sorted(bars, key=lambda bar: bar.value)[:_CLASSES] if len(bars) > _CLASSES else bars
+    which = f"the {_CLASSES} of {len(bars)} classes that are found least, " if len(bars) > _CLASSES else ""
+    return charts.bars(f"Share of each class that is found: {which}95 % intervals, {split} split", some)
 
 
-def _box(kind: str, count: int, colour: str) -> _Box:
-    first, *switches = re.sub(r"(?<=\d)-(?=\d)", " \N{RIGHTWARDS ARROW} ", kind).split(", ")
-    if "projection" in switches:
-        colour = "shortcut"
-    return _Box([f"{count} x {first}" if count > 1 else first, *switches], colour)
+def _calibration(evidence: Evidence) -> _Section | None:
+    scores, logits = evidence.scores, evidence.logits
+    if isinstance(scores, str):
+        return None
+    heading = "Calibration"
+    lead = (
+        f"{evidence.said} The expected calibration error is {percent(scores.ece)}: so far, on average, is the "
+        "probability given to the predicted class from the share that is right."
+    )
+    if isinstance(logits, str):
+        return "calibration", heading, page.soft(f"{lead} The diagram is left out: {logits}.")
+    bins = [(b.low, b.high, b.images, b.confidence, b.accuracy) for b in evaluate.reliability(*logits)]
+    chart = charts.reliability(f"Probability given and share right, {evidence.split} split", bins)
+    return "calibration", heading, join((page.soft(lead), chart))
 
 
-def _draw_panel(axes: Axes, panel: _Panel, x: float, top: float, height: float) -> None:
-    from matplotlib.patches import FancyBboxPatch
+def _pictures(evidence: Evidence) -> _Section:
+    anchor, heading, judged = "mistakes", "Mistakes", evidence.judged
+    if isinstance(judged, str):
+        return anchor, heading, page.soft(f"The images are left out: {judged}.")
+    first, kept = gallery.mistakes(judged)
+    wrong = int((judged.probabilities.argmax(1) != judged.labels).sum())
+    parts = [page.soft(f"{evidence.said} To look at, not to choose by.")]
+    if first:
+        predicted = judged.probabilities.argmax(1)
+        pairs: dict[tuple[int, int], int] = {}
+        for i in kept:
+            pair = int(judged.labels[i]), int(predicted[i])
+            pairs[pair] = pairs.get(pair, 0) + 1
+        options = [tag("option", f"all classes: the {len(first)} most confident", value="")]
+        for (true, taken), count in sorted(pairs.items(), key=lambda entry: (-entry[1], entry[0])):
+            text = f"{judged.classes[true]}, taken for {judged.classes[taken]} ({count})"
+            options.append(tag("option", shortened(text, 80), value=f"{true}-{taken}"))
+        choice = tag("label", "show ", tag("select", *options, id="pairs"))
+        parts += [
+            tag("h3", f"The most confident of {wrong:,} mistakes"),
+            tag("div", choice, class_="controls", hidden=True),
+            gallery.grid(judged, kept, first=first, id_="wrong"),
+        ]
+    else:
+        parts.append(tag("p", "There is no mistake to show."))
+    near = gallery.least_certain(judged)
+    if near:
+        parts += [tag("h3", "Right, and least certain of it"), gallery.grid(judged, near)]
+    return anchor, heading, join(parts)
 
-    def rectangle(x: float, y: float, width: float, height: float, colour: str, edge: str) -> None:
-        style = "round,pad=0,rounding_size=5"
-        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=edge, lw=0.8))
 
-    centre = x + panel.width / 2
-    rectangle(x, top, panel.width, height, _COLOURS["stage"], "#b5bdc5")
-    _line(axes, centre, top + _PAD, panel.title, size=_FONT + 1, bold=True)
-    y = top + 2 * _PAD + _LINE
-    for box in panel.boxes:
-        rectangle(x + _PAD, y, panel.width - 2 * _PAD, box.height, _COLOURS[box.colour], "#8a949e")
-        for i, line in enumerate(box.lines):
-            _line(axes, centre, y + _PAD + i * _LINE, line, bold=i == 0)
-        y += box.height + _PAD
-    for i, line in enumerate(panel.footer):
-        _line(axes, centre, top + height - _PAD - (len(panel.footer) - i) * _LINE, line)
+def _looks(evidence: Evidence) -> _Section | None:
+    judged = evidence.judged
+    if isinstance(judged, str) or isinstance(evidence.classifier, str):
+        return None
+    remark = (
+        f"Some {evidence.split} images, four of the mistakes above first, and what a grey window over a part takes "
+        "from the probability of the class predicted for the image as it is: orange speaks for it, blue against it "
+        "(occlusion, Zeiler and Fergus 2013)."
+    )
+    looks = gallery.looks(judged, lambda images: torch.softmax(evidence.predict(images), 1))
+    return "looks", "Where it looks", join((page.soft(remark), looks))
 
 
-def _line(axes: Axes, centre: float, top: float, text: str, size: float = _FONT, bold: bool = False) -> None:
-    weight = "bold" if bold else "normal"
-    axes.text(centre, top + _LINE / 2, text, fontsize=size, fontweight=weight, ha="center", va="center")
+def _network(evidence: Evidence) -> _Section:
+    anchor, heading, classifier = "network", "The network", evidence.classifier
+    if isinstance(classifier, str):
+        return anchor, heading, page.soft(f"Left out: {classifier}.")
+    rows = models.summarize(classifier.network, classifier.image_size, len(classifier.mean))
+    stages = []
+    for panel in pictures.stages(rows):
+        boxes = [
+            tag(
+                "div",
+                tag("b", box.lines[0]),
+                *(tag("span", text) for text in box.lines[1:]),
+                class_=f"block c{_COLOURS.get(box.colour, 7)}",
+            )
+            for box in panel.boxes
+        ]
+        foot = tag("div", *(tag("div", text) for text in panel.footer), class_="foot")
+        stages.append(tag("li", tag("b", panel.title), *boxes, foot))
+    total = sum(row.parameters for row in rows), sum(row.multiply_adds for row in rows)
+    table = [
+        (row.name, " x ".join(map(str, row.output_shape)), f"{row.parameters:,}", f"{row.multiply_adds:,}", row.kind)
+        for row in rows
+    ]
+    table.append(("total", "", f"{total[0]:,}", f"{total[1]:,}", ""))
+    head = ("layer", "output", "parameters", "multiply-adds", "kind")
+    parts = [
+        page.soft("From the image to the logits; what a stage puts out is channels x height x width."),
+        tag("ol", *stages, class_="network"),
+        page.unfolding(f"All {len(rows)} layers and blocks", page.table(head, table, numbers=(1, 2, 3))),
+    ]
+    filters = gallery.filters(classifier.network)
+    if filters is not None:
+        parts += [
+            tag("h3", "First layer"),
+            page.soft(f"{filters[1]}, each scaled by its own largest weight."),
+            filters[0],
+        ]
+    return anchor, heading, join(parts)
+
+
+def _shift(evidence: Evidence) -> _Section | None:
+    path = evidence.run.folder / SHIFT
+    if not path.is_file():
+        return None
+    heading = "Under corruption"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        clean = float(found["clean"]["accuracy"])
+        accuracies = {
+            str(name): {str(severity): float(cell["accuracy"]) for severity, cell in row.items()}
+            for name, row in found["corruptions"].items()
+        }
+        images, split, source, weights = (found[key] for key in ("images", "split", "source", "weights"))
+        mean = found["mean_corruption"] and float(found["mean_corruption"]["accuracy"])
+        how = [VIEWS.get(found["tta"], found["tta"]), *(f"with {each['remedy']}" for each in found.get("remedies", ()))]
+        how += ["in int8"] if found["arithmetic"] == "int8" else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not what `budgetnet evaluate --shift all --output {SHIFT}` wrote ({error!r}): remove it"
+        ) from error
+    classifier = evidence.classifier
+    if isinstance(classifier, Classifier) and weights != checkpoint.digest({}, classifier.network.state_dict()):
+        return "shift", heading, page.soft(f"Left out: {SHIFT} was measured with other weights; measure it again.")
+    severities = list(dict.fromkeys(severity for row in accuracies.values() for severity in row))
+    cells: list[list[charts.Cell | None]] = []
+    for name, row in accuracies.items():
+        values = [*(row.get(severity) for severity in severities), sum(row.values()) / len(row)]
+        titles = [*(f"severity {severity}" for severity in severities), "mean"]
+        cells.append(
+            [
+                None
+                if value is None
+                else charts.Cell(
+                    text=f"{100 * value:.1f}",
+                    strength=(clean - value) / clean if clean else 0,
+                    colour=1,
+                    tip=f"{name}, {title}: {percent(value)} right, {percent(clean)} without corruption",
+                )
+                for title, value in zip(titles, values, strict=True)
+            ]
+        )
+    title = f"Accuracy in % by severity, {split} split; the more is lost, the deeper"
+    lead = f"On {images:,} {split} images ({source}), {', '.join(how)}; without corruption {percent(clean)} are right"
+    lead += f", over the 15 common corruptions {percent(mean)}." if mean else "."
+    chart = charts.heat(title, list(accuracies), [*severities, "mean"], cells, column_name="severity", cell_width=42.0)
+    return "shift", heading, join((page.soft(lead), chart))
+
+
+def _recipe(run: Run) -> _Section:
+    import yaml
+
+    usual = runs.defaults()
+    set_ = {key: value for key, value in runs.flat(run.config).items() if usual.get(key) != value}
+    whole = page.code(yaml.safe_dump(dict(run.config), sort_keys=False, width=100))
+    content = join(
+        (
+            page.soft("What differs from the defaults; the rest is below."),
+            page.pairs(set_),
+            page.unfolding("The whole recipe, resolved", whole),
+        )
+    )
+    return "recipe", "The recipe", content
+
+
+def _origin(run: Run, data: Path | None) -> _Section:
+    said: dict[str, object] = {}
+    for group in ("tags", "versions", "hardware"):
+        said |= {str(key).replace("_", " "): value for key, value in (run.find(group, dict) or {}).items()}
+    folder, where = str(run.folder), ["--data", str(data)] if data else []
+    threads, device = run.find("hardware.threads", int), run.find("hardware.device", str)
+    on = [
+        *(["--device", device] if device else []),
+        *(["--threads", str(threads)] if threads and device == "cpu" else []),
+    ]
+    again = ["budgetnet", "train", f"{folder}/config.yaml", *where, *on, "--output", f"{folder}-again"]
+    further = ["budgetnet", "train", "--resume", "--output", folder, *where, *on]
+    epochs = run.option("epochs", int) or 0
+    commands: list[tuple[str, list[str]]] = [("Train it again", again)]
+    if run.finished:
+        commands.append(("Train it for longer", [*further, "--epochs", str(2 * epochs)]))
+    else:
+        commands.append(("Go on where it stopped", further))
+    commands.append(("Score it again", ["budgetnet", "evaluate", folder, *where]))
+    commands.append(("Classify images", ["budgetnet", "predict", folder, "IMAGES"]))
+    commit = run.find("tags.git_commit", str)
+    source = f" of commit {commit}" if commit and commit != "unknown" else ""
+    source += ", with files that differ from it" if source.endswith("+") else ""
+    parts = [page.pairs(said) if said else page.soft("Nothing is recorded yet: it is when the run ends.")]
+    for name, command in commands:
+        parts += [tag("h3", name), page.code(shlex.join(command))]
+    parts.append(
+        page.soft(
+            f"With budgetnet{source}. On the CPU, the same versions, data, machine and number of threads give the same "
+            "weights, bit for bit."
+        )
+    )
+    return "origin", "Where it comes from", join(parts)

@@ -295,6 +295,60 @@ def send(
     return opened.run_id
 
 
+def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
+    """Copy the records of an experiment's runs (not their weights) out of MLflow.
+
+    The store is the one that MLFLOW_TRACKING_URI names, else `mlflow.db` in the current folder.
+
+    Args:
+        experiment: its name.
+        folder: where to, new folders in it.
+
+    Returns:
+        A folder for each run, the oldest first, as `train` writes them, and how many runs have no record there.
+
+    Raises:
+        BudgetnetError: MLflow is not installed, the store cannot be reached, or it has no such experiment.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
+    if uri == _default_store() and not (Path.cwd() / "mlflow.db").is_file():
+        raise BudgetnetError(
+            "there is no mlflow.db in this folder: go to the one with the runs, or set MLFLOW_TRACKING_URI"
+        )
+
+    def copy_records() -> tuple[list[Path], int]:
+        client = _import_mlflow()(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
+            raise BudgetnetError(f"{_mask(uri)} has no experiment {experiment!r}: it has {names}")
+        copied, without = [], 0
+        order = ["attributes.start_time ASC"]
+        for run in client.search_runs([found.experiment_id], order_by=order, max_results=10_000):
+            held = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+            if not {"config.yaml", "metrics.csv"} <= held:
+                without += 1
+                continue
+            target = folder / re.sub(r"\W", "_", run.info.run_id)  # which a server says
+            target.mkdir(parents=True)
+            for name in ("config.yaml", "metrics.csv", "summary.json"):
+                if name in held:
+                    client.download_artifacts(run.info.run_id, name, str(target))
+            copied.append(target)
+        return copied, without
+
+    try:
+        with _silence():
+            _within(2 * _PROBE_SECONDS, lambda: _probe(uri))
+            return _within(_SEND_SECONDS, copy_records)
+    except BudgetnetError:
+        raise
+    except Exception as error:
+        raise BudgetnetError(
+            f"cannot read {_mask(uri)}: {_reason(error)}; start the server, or name another store"
+        ) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Record:
     """RUN/mlflow.json: where the copy of the run is, written before the store is first asked.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, checkpoint, data, devices, evaluate, models, optim
+from budgetnet import __version__, checkpoint, data, devices, evaluate, models, optim, runs
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
@@ -274,6 +274,7 @@ def train(
     resume: bool = False,
     test: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    report: Callable[[Dataset], None] = lambda dataset: None,
 ) -> dict[str, Any]:
     """Train a network, keep the weights that do best in validation, and test them once.
 
@@ -287,6 +288,7 @@ def train(
         resume: continue exactly where the run stopped.
         test: test at the end; without, or with `train_on_test`, the summary has no figures of the test images.
         stop: asked after every step whether to save and leave.
+        report: called with the data as it was loaded, once the run is complete, before its files go to MLflow.
 
     Returns:
         What summary.json holds.
@@ -319,6 +321,7 @@ def train(
     train_indices, val_indices = data.split(
         _labels(dataset.train), config.val_size, config.split_seed, config.train_size
     )
+    loaded = dataset
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
@@ -356,6 +359,7 @@ def train(
         if advice:
             raise TrainingError(advice) from error
         raise
+    report(loaded)
     files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     best = checkpoint.load_classifier(run)
     example = normalize(dataset.train.images[:2], dataset.mean, dataset.std).numpy()
@@ -526,6 +530,8 @@ def _test(
             network, dataset.test.images, best.mean, best.std, tta=tta, precision=PRECISIONS[config.precision]
         )
         test[tta] = evaluate.score(logits, _labels(dataset.test)).to_dict()
+        if tta == config.tta:
+            runs.keep_predictions(run, logits, _labels(dataset.test))
     final: dict[str, Any] = {f"test_{key}": test["none"][key] for key in ("accuracy", "loss", "ece") if wanted}
     if config.tta in test and config.tta != "none":
         final["test_accuracy_tta"] = test[config.tta]["accuracy"]

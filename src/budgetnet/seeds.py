@@ -1,0 +1,40 @@
+"""What several seeds say: how much a figure spreads over them, and whether a difference is more than noise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation over the seeds (None of fewer than two), and how many there are."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "std": deviation, "seeds": len(values)}
+
+
+def difference(differences: Sequence[float], accuracy: float, images: int) -> dict[str, Any]:
+    """The mean of differences of accuracies, seed by seed, with its 95 % interval and a verdict.
+
+    A difference is "beyond noise" when Student's interval over the seeds leaves 0 out, and when it is larger than what
+    so many images alone can tell apart (1.96 standard errors of an accuracy), as all seeds share them.
+
+    Args:
+        differences: one a seed, at least one.
+        accuracy: of one of the two sides, in [0, 1].
+        images: that it was measured on.
+
+    Returns:
+        The mean as `difference`, the half-width of the interval as `interval` (None of one seed), and the `verdict`.
+    """
+    from scipy.stats import t
+
+    n, mean = len(differences), statistics.mean(differences)
+    images_noise = 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 1 / images) / images)
+    if n < 2:
+        return {"difference": mean, "interval": None, "verdict": "one seed: unknown"}
+    interval = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    beyond_seeds, beyond_images = abs(mean) > interval, abs(mean) > images_noise
+    verdict = "beyond noise" if beyond_seeds and beyond_images else "within noise"
+    return {"difference": mean, "interval": interval, "verdict": verdict}
