@@ -29,6 +29,7 @@ ORDER = [
     "robustness",
     "optim",
     "checkpoint",
+    "folder",
     "distill",
     "tracking",
     "progress",

@@ -133,7 +133,7 @@ def test_a_line_damaged_before_the_end_is_named(tmp_path, line):
 
 
 def test_metrics_that_cannot_be_written_are_the_users_error(tmp_path):
-    with pytest.raises(TrainingError, match="cannot write"):
+    with pytest.raises(DataError, match="cannot write"):
         Metrics(tmp_path / "missing" / "metrics.csv").append({"epoch": 1})
 
 

@@ -218,6 +218,7 @@ def test_a_run_folder_holds_what_was_promised(whole):
         "config.yaml",
         "last.ckpt",
         "metrics.csv",
+        "previous.ckpt",
         "summary.json",
     }
     assert configuration.load(whole / "config.yaml") == TINY

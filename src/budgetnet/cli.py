@@ -65,14 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names may be in no encoding at all
     try:
         if arguments[:1] == ["train"]:
-            return _train(arguments[1:])
+            code: int = _train(arguments[1:])
+            sys.stdout.flush()
+            return code
         parser = _parser()
         parsed, further = parser.parse_known_args(arguments)
         if parsed.run is _ablate:
             parsed.options = further
         elif further:
             parser.error(f"unrecognized arguments: {' '.join(further)}")
-        code: int = parsed.run(parsed)
+        code = parsed.run(parsed)
+        sys.stdout.flush()
         return code
     except BudgetnetError as error:
         return _failed(str(error), arguments)
@@ -80,13 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("budgetnet: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has left; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()  # whoever read it has left
         return 1
     except OSError as error:
-        if error.filename is None:
-            raise
-        return _failed(f"{error.filename}: {error.strerror}", arguments)
+        if error.filename is not None:
+            return _failed(f"{error.filename}: {error.strerror}", arguments)
+        try:
+            sys.stdout.flush()
+        except OSError:  # so that was it
+            _leave_output()
+            what = f"cannot write the output: {error.strerror}; free some space where it goes"
+            return _failed(what + (", then go on by --resume" if arguments[:1] == ["train"] else ""), arguments)
+        raise
+
+
+def _leave_output() -> None:
+    """Write nothing more to standard output: Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(message: str, arguments: Sequence[str]) -> int:
@@ -1048,15 +1061,20 @@ def _count(text: str) -> int:
 
 
 def _track(options: Namespace) -> int:
+    import contextlib
+
     import numpy as np
 
-    from budgetnet import checkpoint, tracking
+    from budgetnet import checkpoint, folder, tracking
 
     def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
         best = checkpoint.load_classifier(path)
         return best.network, np.zeros((2, len(best.mean), best.image_size, best.image_size), np.float32)
 
-    print(tracking.send(options.folder, load_network=load_network, warn=_warn))
+    # Held, as a run that is training sends its record itself, and would be said to have ended.
+    there = options.folder.is_dir()
+    with folder.hold(options.folder, _warn) if there else contextlib.nullcontext():
+        print(tracking.send(options.folder, load_network=load_network, warn=_warn))
     return 0
 
 

@@ -38,7 +38,7 @@ from torch import nn
 
 from budgetnet.checkpoint import digest
 from budgetnet.errors import BudgetnetError, DataError, TrainingError
-from budgetnet.files import atomic_write
+from budgetnet.files import append, atomic_write, flush, remove
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 T = TypeVar("T")
@@ -77,8 +77,8 @@ class Metrics:
             row: the epoch under "epoch", and numbers under the names that the first row has.
 
         Raises:
-            DataError: the file that is there is damaged.
-            TrainingError: the names differ from the file's, or the file cannot be written.
+            DataError: the file that is there is damaged, or cannot be written.
+            TrainingError: the names differ from the file's.
         """
         columns = self._columns
         if columns is None:
@@ -92,29 +92,26 @@ class Metrics:
                 f"{self._path}: the columns are {', '.join(columns)} and the new row has {', '.join(row)}; "
                 "train into a new folder"
             )
-        lines = [columns] if new else []
-        lines.append([_number(row[name]) for name in columns])
-        try:
-            with self._path.open("ab") as file:
-                file.write(_csv(lines))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {self._path}: {error.strerror or error}; free some space or choose another folder"
-            ) from error
+        line = [_number(row[name]) for name in columns]
+        if new:
+            atomic_write(self._path, _csv([columns, line]))  # so that the file's name is on the disk, too
+        else:
+            append(self._path, _csv([line]))
         self._columns = columns
 
     def truncate(self, epoch: int) -> None:
-        """Drop the rows after an epoch, which a run that is resumed from an earlier checkpoint writes again.
+        """Drop what comes after an epoch, damaged or not, which a run that is resumed from there writes again.
 
         Args:
-            epoch: the last epoch that stays.
+            epoch: the last epoch that stays; 0 removes the file.
 
         Raises:
-            DataError: the file is damaged, or cannot be written.
+            DataError: the file is damaged before that, or cannot be written.
         """
-        columns, rows, torn = _parse_metrics(self._path)
+        if epoch == 0:
+            remove(self._path)
+            return
+        columns, rows, torn = _parse_metrics(self._path, epoch)
         if columns and "epoch" not in columns:
             raise DataError(f"{self._path}: expected a column epoch, found {', '.join(columns)}; remove the file")
         kept = [row for row in rows if float(row[columns.index("epoch")]) <= epoch]
@@ -180,7 +177,7 @@ class Tracker:
             return
         with self._guarded("starting the run"):
             record = _Record.load(self._run) or _Record(experiment=self._experiment)
-            record = replace(record, name=name, tags=dict(tags))
+            record = replace(record, name=name, tags=dict(tags), sent=False)
             opened = _open(self._run, record)
             flat = _flatten(params)
             rows = read_metrics(self._run / "metrics.csv")
@@ -223,6 +220,7 @@ class Tracker:
         if opened is not None:
             with self._guarded("sending the results"):
                 opened.complete(self._run, status, files, network, example, summary, _UPLOAD_SECONDS)
+                _note_sent(self._run, status)
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -283,6 +281,7 @@ def send(
             _within(_SEND_SECONDS, lambda: opened.describe(_flatten(params), record.tags, changes=False))
             status: Status = "FINISHED" if finished else "KILLED"
             opened.complete(run, status, files, network, example, summary.get("final", {}), _SEND_SECONDS)
+            _note_sent(run, status)
     except BudgetnetError:
         raise
     except ImportError as error:
@@ -293,6 +292,15 @@ def send(
             "another store, and try again"
         ) from error
     return opened.run_id
+
+
+def is_unsent(run: Path) -> bool:
+    """Whether a run was being copied to MLflow, and may not have been to its end."""
+    try:
+        record = _Record.load(run)
+    except DataError:
+        return True  # whoever tries to send it says what is wrong
+    return record is not None and not record.sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +316,8 @@ class _Record:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     tracking_uri: str = ""
     run_id: str | None = None
+    sent: bool = False
+    """Whether the store has all of a finished run."""
 
     @classmethod
     def load(cls, run: Path) -> _Record | None:
@@ -321,6 +331,12 @@ class _Record:
 
     def save(self, run: Path) -> None:
         atomic_write(run / "mlflow.json", (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+
+def _note_sent(run: Path, status: Status) -> None:
+    record = _Record.load(run)
+    if record is not None and status == "FINISHED":
+        replace(record, sent=True).save(run)
 
 
 class _Copy:
@@ -417,10 +433,15 @@ class _Copy:
 
         def drop_unfinished() -> bool:
             found = self._client.search_logged_models([self._experiment_id], f"source_run_id = '{self.run_id}'")
+            outputs = {output.model_id for output in self._client.get_run(self.run_id).outputs.model_outputs}
             for model in found:
-                if model.status != "READY":
+                # Death may also come between the model's completion and its entry as what the run has put out.
+                if model.status != "READY" or model.model_id not in outputs:
                     self._client.delete_logged_model(model.model_id)
-            return any(model.status == "READY" and model.tags.get(_WEIGHTS_TAG) == weights for model in found)
+            return any(
+                model.status == "READY" and model.model_id in outputs and model.tags.get(_WEIGHTS_TAG) == weights
+                for model in found
+            )
 
         if _within(_CALL_SECONDS, drop_unfinished):
             return
@@ -484,6 +505,7 @@ def _open(run: Path, record: _Record) -> _Copy:
 
     def open_alone() -> _Copy:
         with _locked(uri):
+            _make_database(client_class, uri)
             return find_or_create()
 
     opened = _within(_OPEN_SECONDS, open_alone)
@@ -504,6 +526,24 @@ def _locked(uri: str) -> Iterator[None]:
     with (Path(tempfile.gettempdir()) / f"budgetnet-{os.getuid()}-{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _make_database(client_class: Any, uri: str) -> None:
+    """Make the file of a SQLite store, whole or not at all; nobody else makes it meanwhile.
+
+    MLflow makes its tables in steps that are no transaction. Killed in between, it can never open the file again.
+    """
+    found = re.fullmatch(r"sqlite:///([^?:]+)", uri)  # not :memory:
+    database = Path(found[1]) if found else None
+    if database is None or database.exists() or not database.parent.is_dir():
+        return
+    part = database.with_name(f".{database.name}.part")
+    for rest in (part, part.with_name(f"{part.name}-journal")):
+        rest.unlink(missing_ok=True)
+    client_class(f"sqlite:///{part}").search_experiments(max_results=1)
+    flush(part)
+    part.rename(database)
+    flush(database.parent)
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:
@@ -674,8 +714,11 @@ def _csv(lines: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parse_metrics(path: Path) -> tuple[list[str], list[list[str]], bool]:
-    """Columns, rows (texts of numbers) and whether a torn line follows them; no columns where there is no file."""
+def _parse_metrics(path: Path, last: int | None = None) -> tuple[list[str], list[list[str]], bool]:
+    """Columns, rows (texts of numbers) and whether more follows them; no columns where there is no file.
+
+    More is a torn line or, where the `last` epoch of interest is given, whatever comes after its row.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -697,4 +740,6 @@ def _parse_metrics(path: Path) -> tuple[list[str], list[list[str]], bool]:
         except ValueError as error:
             raise DataError(f"{path}: line {number} is damaged ({error}); remove that line") from error
         rows.append(cells)
+        if last is not None and "epoch" in columns and float(cells[columns.index("epoch")]) >= last:
+            return columns, rows, True
     return columns, rows, len(whole) < len(content)

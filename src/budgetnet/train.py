@@ -6,6 +6,7 @@ epoch, step), so that a resumed run needs only the weights, the optimizer's memo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -28,12 +29,13 @@ from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
-from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
-from budgetnet.files import atomic_write
+from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, FolderError, TrainingError, WriteError
+from budgetnet.files import atomic_write, remove
+from budgetnet.folder import RunFolder, hold, is_empty
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
-from budgetnet.tracking import Metrics, Tracker
+from budgetnet.tracking import Metrics, Status, Tracker, is_unsent
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -209,9 +211,9 @@ class Training:
                 ),
             )
 
-    def save(self, path: Path, checksum: str) -> None:
-        """Write everything that a resumed run needs."""
-        state = {
+    def state(self, checksum: str) -> dict[str, Any]:
+        """Everything that a resumed run needs; with the checksum of the data, so that it resumes on no other."""
+        state: dict[str, Any] = {
             "checksum": checksum,
             "position": asdict(self.at),
             "network": self.network.state_dict(),
@@ -225,15 +227,14 @@ class Training:
             state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
         if self.lookahead:
             state |= {"lookahead": self.lookahead.network.state_dict(), "lookahead_updates": self.lookahead.updates}
-        checkpoint.save_state(path, state)
+        return state
 
-    def load(self, path: Path, checksum: str) -> None:
-        """Go on from what `save` wrote.
+    def load(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
+        """Go on from a `state`, which is from a file at `path`.
 
         Raises:
-            CheckpointError: the file is missing or damaged, or the run was trained on other data or by other teachers.
+            CheckpointError: the run was trained on other data or by other teachers.
         """
-        state = checkpoint.load_state(path)
         if state["checksum"] != checksum:
             raise CheckpointError(
                 f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
@@ -295,7 +296,10 @@ def train(
         BudgetError: the network is over the budget; nothing was read or written.
         ConfigError: options that do not fit the data, the device, the teachers, or the run that is resumed.
         DataError: the data is missing or damaged, or the run's folder cannot be written.
-        CheckpointError: there is nothing to resume, or it or a teacher is damaged, or has changed.
+        CheckpointError: there is nothing to resume, or it (and what was saved before it) or a teacher is damaged, or
+            has changed.
+        FolderError: another process trains into the run's folder, or it is full, read-only or gone; what was saved
+            before is as it was.
         TrainingError: the run's folder exists, or the loss is not finite.
         Interrupted: `stop` said so, and the state is saved.
     """
@@ -309,70 +313,94 @@ def train(
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
     if resume:
         _check_resumable(config, run)
-        if _finished(config, run, test):
+        if summary := _finished(config, run, test):
             progress.say(f"{run} is finished: there is nothing left to train")
-            return dict(json.loads((run / "summary.json").read_text()))
-        resume = (run / "last.ckpt").is_file()  # a run that died before its first checkpoint begins again
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
+            if track and is_unsent(run):
+                _complete_copy(config, run, summary, progress)
+            return summary
+    else:
+        _require_new(run)
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     train_indices, val_indices = data.split(_labels(dataset.train), config.val_size, config.split_seed)
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
     training = Training(config, dataset, train_indices, device)
-    if resume:
-        training.load(run / "last.ckpt", dataset.checksum)
-        if config.epochs < training.at.epoch:
-            raise ConfigError(
-                f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give more"
-            )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "summary.json").unlink(missing_ok=True)  # of fewer epochs than are asked for now
-    except OSError as error:
-        raise TrainingError(f"{run} cannot be made: {error.strerror}; choose another --output") from error
-    atomic_write(run / "config.yaml", to_yaml(config).encode())
-    metrics = Metrics(run / "metrics.csv")
-    metrics.truncate(training.at.epoch)
-    tags = _tags(config, dataset, training.network, device)
-    if training.teachers:
-        tags["teachers"] = ", ".join(training.teachers.digests)
-    progress.begin(config, dataset, run, tags)
-    tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
-    tracker.start(run.resolve().name, asdict(config), tags)
-    try:
+    with hold(run, progress.warn) as place:
+        if not resume:
+            _require_new(run)  # another may have been here in the meantime
+        # A run that died before its first checkpoint begins again.
+        elif found := place.load(progress.warn):
+            training.load(*found, dataset.checksum)
+            if config.epochs < training.at.epoch:
+                raise ConfigError(
+                    f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give "
+                    "more"
+                )
+        remove(run / "summary.json")  # of fewer epochs than are asked for now
+        atomic_write(run / "config.yaml", to_yaml(config).encode())
+        metrics = Metrics(run / "metrics.csv")
+        metrics.truncate(training.at.epoch)
+        tags = _tags(config, dataset, training.network, device)
+        if training.teachers:
+            tags["teachers"] = ", ".join(training.teachers.digests)
+        progress.begin(config, dataset, run, tags)
+        tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
+        tracker.start(run.resolve().name, asdict(config), tags)
         try:
-            _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
-        finally:
-            progress.end()
-        summary = _test(config, dataset, run, training.at, device, tags, test)
-        atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
-        advice = _advice(error, config, device)
-        if advice:
-            raise TrainingError(advice) from error
-        raise
+            try:
+                _fit(config, dataset, (train_indices, val_indices), place, training, metrics, tracker, progress, stop)
+            finally:
+                progress.end()
+            summary = _test(config, dataset, run, training.at, device, tags, test)
+            place.require()
+            atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        except BaseException as error:
+            status: Status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
+            tracker.finish(status, [], None, None, {})
+            if isinstance(error, WriteError):
+                raise FolderError(f"{error}; what was saved before is kept, and --resume goes on from there") from error
+            advice = _advice(error, config, device)
+            if advice:
+                raise TrainingError(advice) from error
+            raise
+        _send_results(tracker, run, summary, dataset)
+    return summary
+
+
+def _send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any], dataset: Dataset | None = None) -> None:
+    """Give a finished run's files and model to MLflow, with two images as an example of what the model takes."""
     files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     best = checkpoint.load_classifier(run)
-    example = normalize(dataset.train.images[:2], dataset.mean, dataset.std).numpy()
+    size = best.image_size
+    images = dataset.train.images[:2] if dataset else torch.zeros(2, len(best.mean), size, size, dtype=torch.uint8)
+    example = normalize(images, best.mean, best.std).numpy()
     tracker.finish("FINISHED", files, best.network, example, summary["final"])
-    return summary
+
+
+def _complete_copy(config: Config, run: Path, summary: Mapping[str, Any], progress: Progress) -> None:
+    """Send to MLflow what a finished run died over, or could not send."""
+    try:
+        with hold(run, progress.warn):
+            tracker = Tracker(run, experiment=config.experiment, warn=progress.warn)
+            tracker.start(run.resolve().name, asdict(config), summary["tags"])
+            _send_results(tracker, run, summary)
+    except FolderError as error:
+        progress.warn(f"MLflow may lack the end of this run: {error}")
 
 
 def _fit(
     config: Config,
     dataset: Dataset,
     split: tuple[Tensor, Tensor],
-    run: Path,
+    place: RunFolder,
     training: Training,
     metrics: Metrics,
     tracker: Tracker,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> None:
-    """The training loop: from where `training` stands to the last epoch. Writes last.ckpt and best.safetensors."""
+    """The training loop: from where `training` stands to the last epoch. Writes checkpoints and best.safetensors."""
     device, at = training.device, training.at
     if config.compile:
         training.forward = torch.compile(training.network)
@@ -429,7 +457,7 @@ def _fit(
             if asked or (at.step < steps and _due(config, at.step, at.seconds - saved)):
                 if pending:
                     settle()
-                training.save(run / "last.ckpt", dataset.checksum)
+                place.save(training.state(dataset.checksum))
                 saved = at.seconds
             if asked:
                 raise Interrupted
@@ -467,13 +495,14 @@ def _fit(
             training.plateau.update(scores[kept].loss)
             better = scores[kept].accuracy > at.best_accuracy
             at.best_accuracy = max(scores[kept].accuracy, at.best_accuracy)
+        place.require()
         if better:
             at.best_epoch, at.best_weights = at.epoch, kept
-            _keep(candidates[kept], config, dataset, run, at)
+            _keep(candidates[kept], config, dataset, place.path, at)
         saved = at.seconds = time.monotonic() - clock
         row |= {"images_per_second": speed, "seconds": at.seconds}
         metrics.append(row)
-        training.save(run / "last.ckpt", dataset.checksum)
+        place.save(training.state(dataset.checksum))
         tracker.log_epoch(row)
         progress.epoch(row, better)
         if stop():
@@ -555,11 +584,23 @@ def _check_resumable(config: Config, run: Path) -> None:
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
 
 
-def _finished(config: Config, run: Path, test: bool) -> bool:
-    """Whether the run ended, and was tested where that is wanted, after as many epochs as are asked for now."""
+def _require_new(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or not is_empty(run)):
+        raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
+
+
+def _finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
+    """The summary of a run that ended, and was tested where that is wanted, after as many epochs as are asked for now.
+
+    One that is damaged is as good as none: it is made again from what it sums up.
+    """
     if not (run / "summary.json").is_file() or load(run / "config.yaml").epochs != config.epochs:
-        return False
-    return not test or bool(json.loads((run / "summary.json").read_text())["test"])
+        return None
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+        if summary["final"] and (summary["test"] or not test):
+            return summary
+    return None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
