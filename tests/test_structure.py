@@ -10,6 +10,7 @@ ORDER = [
     "errors",
     "config",
     "devices",
+    "memory",
     "files",
     "pickles",
     "arrays",

@@ -324,6 +324,7 @@ def _train(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return 0
+    arguments, fit_memory = _without_auto_batch(arguments)
     config, options = configuration.parse(parser, arguments)
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
@@ -340,10 +341,21 @@ def _train(arguments: list[str]) -> int:
         print(configuration.to_yaml(config), end="")
         return 0
     run = run or Path("runs") / f"{Path(options.recipe_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return _run_training(config, options, run, _progress(options.json or options.quiet, sys.stdout))
+    return _run_training(config, options, run, _progress(options.json or options.quiet, sys.stdout), fit_memory)
 
 
-def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> int:
+def _without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
+    """A command line without `--batch-size auto`, and whether that was there: then the recipe's is the most."""
+    names = ("--batch-size", "--batch_size")
+    for place, argument in enumerate(arguments):
+        if argument in [f"{name}=auto" for name in names]:
+            return [*arguments[:place], *arguments[place + 1 :]], True
+        if argument in names and arguments[place + 1 : place + 2] == ["auto"]:
+            return [*arguments[:place], *arguments[place + 2 :]], True
+    return arguments, False
+
+
+def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
     import torch
 
     from budgetnet import devices
@@ -372,6 +384,7 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> i
             progress=progress,
             track=not options.no_track,
             resume=options.resume,
+            fit_memory=fit_memory,
             stop=lambda: bool(caught),
         )
     except Interrupted:

@@ -399,7 +399,7 @@ class Config:
     epochs: int = 200
     """Total number of epochs, also when a run is resumed."""
     batch_size: int = 128
-    """Images a step."""
+    """Images a step. On the command line also auto: the recipe's, halved until a step fits in memory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What training images go through."""
     mix: MixConfig = field(default_factory=MixConfig)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, checkpoint, data, devices, evaluate, models, optim
+from budgetnet import __version__, checkpoint, data, devices, evaluate, memory, models, optim
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
@@ -274,6 +274,7 @@ def train(
     track: bool = True,
     resume: bool = False,
     test: bool = True,
+    fit_memory: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train a network, keep the weights that do best in validation, and test them once.
@@ -287,6 +288,8 @@ def train(
         track: copy the record to MLflow, where that is installed.
         resume: continue exactly where the run stopped.
         test: test at the end; without, or with `train_on_test`, the summary has no figures of the test images.
+        fit_memory: halve the batch size until a step fits in memory; what it comes to is in config.yaml, and a resumed
+            run keeps it.
         stop: asked after every step whether to save and leave.
 
     Returns:
@@ -300,7 +303,7 @@ def train(
             has changed.
         FolderError: another process trains into the run's folder, or it is full, read-only or gone; what was saved
             before is as it was.
-        TrainingError: the run's folder exists, or the loss is not finite.
+        TrainingError: the run's folder exists, the loss is not finite, or memory has run out.
         Interrupted: `stop` said so, and the state is saved.
     """
     device = device or torch.device("cpu")
@@ -312,6 +315,8 @@ def train(
     smallest = config.progressive.size or config.image_size
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
     if resume:
+        if fit_memory and (run / "config.yaml").is_file():
+            config = replace(config, batch_size=load(run / "config.yaml").batch_size)
         _check_resumable(config, run)
         if summary := _finished(config, run, test):
             progress.say(f"{run} is finished: there is nothing left to train")
@@ -325,6 +330,9 @@ def train(
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
+    if fit_memory and not resume:
+        config = replace(config, batch_size=_fitting_batch(config, dataset, train_indices, device))
+        progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
     training = Training(config, dataset, train_indices, device)
     with hold(run, progress.warn) as place:
         if not resume:
@@ -584,6 +592,19 @@ def _check_resumable(config: Config, run: Path) -> None:
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
 
 
+def _fitting_batch(config: Config, dataset: Dataset, train_indices: Tensor, device: torch.device) -> int:
+    """The recipe's batch size, halved until a step fits in memory."""
+
+    def step(size: int) -> None:
+        training = Training(config, dataset, train_indices, device)
+        training.network.train()
+        batch = train_indices[torch.arange(size) % len(train_indices)].to(device)
+        compute = partial(training.loss, batch, 0, training.images.shape[-1])
+        training.update(compute()[0], config.optimizer.lr, compute)
+
+    return memory.fitting_batch(config.batch_size, step, device)
+
+
 def _require_new(run: Path) -> None:
     if run.exists() and (not run.is_dir() or not is_empty(run)):
         raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
@@ -628,11 +649,11 @@ def _diverged(what: str, config: Config, rate: float) -> str:
 
 def _advice(error: BaseException, config: Config, device: torch.device) -> str:
     """What to try against an error of torch's that an option can mend; nothing for all others."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if memory.is_out_of_memory(error):
         less = max(2, config.batch_size // 2)
         return (
-            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size {less}, or a "
-            "narrower network"
+            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size {less} in a new run, "
+            "--batch-size auto, which finds one that fits, or a narrower network"
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"torch.compile failed ({(str(error).splitlines() or [''])[0]}): leave it out by --compile false"
