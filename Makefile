@@ -38,6 +38,8 @@ bench: $(INSTALLED) ## speed against plain PyTorch, in under 15 minutes; writes 
 	$(BIN)/python benchmarks/bench.py
 
 soak: $(INSTALLED) ## campaigns of faults, in hours; writes docs/reliability.md
+	$(BIN)/python reliability/death.py
+	$(BIN)/python reliability/storage.py
 	$(BIN)/python reliability/faults.py
 
 clean: ## what was made, but for .venv, data and runs
