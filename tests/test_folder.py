@@ -229,6 +229,21 @@ def test_a_run_whose_summary_is_damaged_makes_it_again(tmp_path):
     assert train(SMALL, tmp_path / "run", track=False, resume=True)["test"] == summary["test"]
 
 
+def test_a_finished_run_that_was_killed_in_its_last_moments_is_tidied_up_when_it_is_resumed(tmp_path, monkeypatch):
+    summary = train(SMALL, tmp_path / "run", track=False)
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    for name in (".lock", ".0123456789abcdef.part"):
+        (tmp_path / "run" / name).touch()
+    assert train(SMALL, tmp_path / "run", track=False, resume=True) == summary
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", os.fspath(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert train(SMALL, tmp_path / "run", track=False, resume=True) == summary
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "metrics.csv", "best.safetensors", "summary.json"])
 def test_a_write_that_fails_ends_the_run_with_one_line_that_names_the_file_and_it_can_go_on(
     name, tmp_path, monkeypatch

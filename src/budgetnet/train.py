@@ -320,8 +320,7 @@ def train(
         _check_resumable(config, run)
         if summary := _finished(config, run, test):
             progress.say(f"{run} is finished: there is nothing left to train")
-            if track and is_unsent(run):
-                _complete_copy(config, run, summary, progress)
+            _tidy_up(config, run, summary, track and is_unsent(run), progress)
             return summary
     else:
         _require_new(run)
@@ -386,15 +385,17 @@ def _send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any], datas
     tracker.finish("FINISHED", files, best.network, example, summary["final"])
 
 
-def _complete_copy(config: Config, run: Path, summary: Mapping[str, Any], progress: Progress) -> None:
-    """Send to MLflow what a finished run died over, or could not send."""
+def _tidy_up(config: Config, run: Path, summary: Mapping[str, Any], unsent: bool, progress: Progress) -> None:
+    """Remove what a finished run that was killed in its last moments has left, and send to MLflow what it has not."""
     try:
         with hold(run, progress.warn):
-            tracker = Tracker(run, experiment=config.experiment, warn=progress.warn)
-            tracker.start(run.resolve().name, asdict(config), summary["tags"])
-            _send_results(tracker, run, summary)
-    except FolderError as error:
-        progress.warn(f"MLflow may lack the end of this run: {error}")
+            if unsent:
+                tracker = Tracker(run, experiment=config.experiment, warn=progress.warn)
+                tracker.start(run.resolve().name, asdict(config), summary["tags"])
+                _send_results(tracker, run, summary)
+    except FolderError as error:  # such as one that is read-only by now, which is no harm else
+        if unsent:
+            progress.warn(f"MLflow may lack the end of this run: {error}")
 
 
 def _fit(
