@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
 ORDER = [
     "errors",
+    "masking",
     "config",
     "devices",
     "files",
@@ -17,6 +18,7 @@ ORDER = [
     "cache",
     "images",
     "cifar",
+    "audit",
     "data",
     "policies",
     "augment",
@@ -30,6 +32,8 @@ ORDER = [
     "optim",
     "checkpoint",
     "distill",
+    "metrics",
+    "store",
     "tracking",
     "progress",
     "train",

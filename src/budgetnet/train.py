@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, checkpoint, data, devices, evaluate, models, optim
+from budgetnet import __version__, audit, checkpoint, data, devices, evaluate, models, optim
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
@@ -30,15 +30,20 @@ from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
 from budgetnet.files import atomic_write
+from budgetnet.masking import masked
+from budgetnet.metrics import Metrics
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
-from budgetnet.tracking import Metrics, Tracker
+from budgetnet.tracking import Tracker
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Images whose activations give the norm statistics of averaged weights: more pixels than the second digit needs.
 _NORM_IMAGES = 10_000
+
+# Of the loss in fp16. Above it, gradients that still overflow are above 6e7.
+_LEAST_SCALE = 2.0**-10
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
@@ -184,6 +189,20 @@ class Training:
         if self.average and self.config.ema:
             self.average.update(self.network)
 
+    def wrong(self, network: nn.Module) -> str:
+        """What makes it useless to go on though no loss said so, or nothing; waits for the device.
+
+        Validation would find most of it, but there may be none; and with a loss scale, gradients that always overflow
+        leave every update out, in silence.
+        """
+        bad = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+        if bad:
+            return f"{len(bad)} tensors of the network are not finite (the first is {bad[0]})"
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        if scale < _LEAST_SCALE:
+            return f"gradients overflow in fp16 however small the loss is scaled (now {scale:g}), and no update is made"
+        return ""
+
     def end_epoch(self, indices: Tensor) -> None:
         """With `swa` and in its share of the run, take the weights of the epoch just completed into the average.
 
@@ -320,6 +339,10 @@ def train(
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
+    audit.check_images(dataset.train.images, train_indices)
+    labels = _labels(dataset.train)
+    for line in audit.check_labels(dataset.classes, labels[train_indices], labels[val_indices]):
+        progress.warn(line)
     training = Training(config, dataset, train_indices, device)
     if resume:
         training.load(run / "last.ckpt", dataset.checksum)
@@ -394,6 +417,8 @@ def _fit(
         for (step, images, _, _), loss, correct in zip(pending, outcomes[::2], outcomes[1::2], strict=True):
             if not math.isfinite(loss):
                 where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
+                if at.epoch == step == 0:
+                    raise TrainingError(_bad_from_the_start(where, config))
                 raise TrainingError(_diverged(where, config, learning_rate(step)))
             at.images, at.loss_sum, at.correct = (
                 at.images + images,
@@ -449,6 +474,8 @@ def _fit(
         training.end_epoch(train_indices)
         candidates = training.candidates
         kept = next(iter(candidates))
+        if wrong := training.wrong(candidates[kept]):
+            raise TrainingError(_diverged(f"after epoch {at.epoch}, {wrong}", config, row["lr"]))
         if config.val_size:
             scores: dict[str, evaluate.Scores] = {}
             try:
@@ -492,7 +519,7 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
             std=dataset.std,
             image_size=dataset.train.images.shape[-1],
             provenance={
-                "config": asdict(config),
+                "config": masked(asdict(config)),
                 "epoch": at.epoch,
                 "weights": at.best_weights,
                 "val_accuracy": at.best_accuracy if config.val_size else None,
@@ -583,6 +610,17 @@ def _diverged(what: str, config: Config, rate: float) -> str:
     if config.precision != "fp32":
         advice += f", or --precision fp32 instead of {config.precision}"
     return f"{what}, at learning rate {rate:g}: try {advice}"
+
+
+def _bad_from_the_start(what: str, config: Config) -> str:
+    """Why the first loss of all may not be finite: no update was made, so that no rate and no clipping can mend it."""
+    causes = ["the images (`budgetnet data verify`)"]
+    if config.distill.teachers:
+        causes.append("the teachers")
+    advice = f"look at {' and '.join(causes)}"
+    if config.precision != "fp32":
+        advice += f", or try --precision fp32 instead of {config.precision}"
+    return f"{what}, before any update: {advice}"
 
 
 def _advice(error: BaseException, config: Config, device: torch.device) -> str:
