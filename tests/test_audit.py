@@ -35,7 +35,7 @@ CHANGES = {
     "brighter": lambda x: (x.float() * 0.8 + 40).clamp(0, 255).to(torch.uint8),
     "a colour cast": lambda x: (x.float() * torch.tensor([1.1, 0.9, 0.8])[:, None, None]).clamp(0, 255).to(torch.uint8),
     "mirrored": lambda x: x.flip(3),
-    "moved by a pixel": lambda x: F.pad(x.float(), (1, 0, 1, 0), mode="replicate")[:, :, :32, :32].to(torch.uint8),
+    "moved by a pixel": lambda x: F.pad(x.float(), (1, 0, 0, 0), mode="replicate")[:, :, :, :32].to(torch.uint8),
     "noisy": lambda x: (
         (x.float() + 6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(9))).clamp(0, 255).to(torch.uint8)
     ),

@@ -11,28 +11,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from budgetnet import checkpoint
+from budgetnet import checkpoint, cli
 
 ROOT = Path(__file__).parent.parent
-STEPS = math.ceil((1438 - 200) / 60)  # of one epoch of the recipe in batches of 60
-TOLERANCE = 2e-3  # of weights and losses, by the norm of the tensor; docs/guide.md states it
+STEPS = math.ceil((1438 - 200) / 250)  # of one epoch of the recipe in batches of 250
+TOLERANCE = 1e-4  # of the weights' norm, and of the loss; docs/guide.md states both
 
 
 def trained(folder: Path, threads: int, hash_seed: str) -> Path:
     recipe, run = str(ROOT / "recipes" / "smoke.yaml"), folder / "run"
-    options = ["--no-track", "--epochs", "1", "--batch-size", "60", "--precision", "fp32", "--quiet"]
+    options = ["--no-track", "--epochs", "1", "--batch-size", "250", "--precision", "fp32", "--quiet"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]]),
         "PYTHONHASHSEED": hash_seed,  # no set or dictionary of names may decide anything
     }
-    folder.mkdir()
-    subprocess.run(
-        [sys.executable, "-m", "budgetnet", "train", recipe, "--output", str(run), "--threads", str(threads), *options],
-        env=environment,
-        check=True,
-        timeout=120,
-    )
+    command = ["train", recipe, "--output", str(run), "--threads", str(threads), *options]
+    if threads == 1:
+        assert cli.main(command) == 0
+    else:
+        subprocess.run([sys.executable, "-m", "budgetnet", *command], env=environment, check=True, timeout=120)
     return run
 
 
@@ -66,16 +64,15 @@ def test_another_number_of_threads_agrees_to_the_tolerance_that_the_guide_states
     two, _, one = runs
     state = checkpoint.load_state(one / "last.ckpt")
     assert state["position"]["epoch"] == 1
-    apart = {
-        name: float((weights(two)[name] - value).norm() / value.norm().clamp(min=1e-3))
-        for name, value in state["network"].items()
-        if value.is_floating_point()
-    }
-    assert max(apart.values()) < TOLERANCE, apart
+    one_vector, other = (
+        torch.cat([value.flatten() for value in found.values() if value.is_floating_point()])
+        for found in (state["network"], weights(two))
+    )
+    assert float((one_vector - other).norm() / one_vector.norm()) < TOLERANCE
     assert float(metrics(two)[0]["train_loss"]) == pytest.approx(float(metrics(one)[0]["train_loss"]), rel=TOLERANCE)
     guide = " ".join((ROOT / "docs" / "guide.md").read_text().split())
     assert f"{STEPS} steps" in guide
-    assert f"{TOLERANCE:g}" in guide
+    assert f"{TOLERANCE:.4f}" in guide
 
 
 def test_the_record_says_by_what_the_bits_can_be_had_again(runs):

@@ -22,11 +22,14 @@ import yaml
 from mlflow_server import Gate, Server, serving, stored
 from torch import nn
 
-from budgetnet import store, tracking
+from budgetnet import checkpoint, cli, store, tracking
+from budgetnet import config as configuration
 from budgetnet.errors import BudgetnetError
 from budgetnet.metrics import Metrics, read_metrics
 from budgetnet.tracking import Tracker, send
+from budgetnet.train import train as train_alone
 
+SMOKE = str(Path(__file__).parent.parent / "recipes" / "smoke.yaml")
 PARAMS = {
     "epochs": 3,
     "budget": None,
@@ -163,9 +166,15 @@ tracker.finish("FINISHED", [], None, None, {})
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, database):
+def server_folder(tmp_path_factory):
+    """Where the server keeps its database, its artifacts and its log."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(server_folder, database):
     """The port of an MLflow server process."""
-    with serving(tmp_path_factory.mktemp("server"), database[0] / "mlflow.db") as port:
+    with serving(server_folder, database[0] / "mlflow.db") as port:
         yield port
 
 
@@ -411,6 +420,47 @@ def test_a_password_in_the_tracking_uri_is_used_but_neither_kept_nor_shown(gate,
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
     assert_complete(gate.uri, run)
     assert json.loads((run / "mlflow.json").read_text())["tracking_uri"] == f"http://***@127.0.0.1:{gate.port}"
+
+
+def test_no_secret_is_written_or_said_by_any_command(gate, server_folder, run, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:h4nter2@127.0.0.1:{gate.port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("SOME_SECRET_KEY", "battery/staple")
+    options = ["--output", str(run), "--epochs", "1", "--experiment", "https://bob:correct-horse@host/team"]
+    assert cli.main(["train", SMOKE, *options]) == 0
+    gate.fail("shut")
+    assert cli.main(["track", str(run), "--debug"]) == 1
+    gate.recover()
+    assert cli.main(["track", str(run)]) == 0
+    assert cli.main(["train", SMOKE, "--resume", *options]) == 0
+    found = stored(gate.uri, run)
+    assert found["params"]["experiment"] == "https://***@host/team"
+    said = "".join(capfd.readouterr())
+    assert f"http://***@127.0.0.1:{gate.port}" in said
+    files = [path for folder in (run, server_folder) for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "best.safetensors", "mlflow.json", "mlflow.db", "log"} <= {path.name for path in files}
+    for secret in ("h4nter2", "correct-horse", "battery/staple"):
+        assert secret not in said
+        assert [path.name for path in files if secret.encode() in path.read_bytes()] == []
+
+
+def test_a_training_under_a_server_that_hangs_is_the_same_as_under_none_bit_for_bit(gate, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
+    recipe = configuration.load(Path(SMOKE), ["--epochs", "2"])
+    train_alone(recipe, run.with_name("alone"), track=False)
+    gate.fail("hang")
+    monkeypatch.setattr(store, "OPEN_SECONDS", 0.5)
+    monkeypatch.setattr(store, "CALL_SECONDS", 0.5)
+    train_alone(recipe, run)
+    one, other = (checkpoint.load_state(each / "last.ckpt") for each in (run, run.with_name("alone")))
+    assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
+    names = ("epoch", "train_loss", "val_accuracy")
+    rows = [
+        [[row[name] for name in names] for row in read_metrics(each / "metrics.csv")]
+        for each in (run, run.with_name("alone"))
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2
 
 
 # ---------------------------------------------------------------------------------------------------- bad servers

@@ -781,11 +781,11 @@ def test_weights_that_the_last_step_ruined_are_not_kept_though_no_loss_and_no_va
     def ruin(training, *args):
         update(training, *args)
         if next(left) == 0:
-            training.network.norm.running_var[2] = math.inf
+            training.network.bn1.running_var[2] = math.inf
 
     monkeypatch.setattr(Training, "update", ruin)
     with pytest.raises(
-        TrainingError, match=r"after epoch 1, 1 tensors .* \(the first is norm\.running_var\), at learning"
+        TrainingError, match=r"after epoch 1, 1 tensors .* \(the first is bn1\.running_var\), at learning"
     ):
         run(replace(TINY, val_size=0, batch_size=256, ema=0.0, epochs=1), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}

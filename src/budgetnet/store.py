@@ -130,7 +130,8 @@ class Copy:
 
         params, tags = masked(params), masked(tags)
         if changes:
-            tags |= {f"resumed.{k}": v for k, v in params.items() if k in self._params and self._params[k] != v}
+            changed = {f"resumed.{k}": v for k, v in params.items() if k in self._params and self._params[k] != v}
+            tags = {**tags, **changed}
         new_params = [Param(k, v) for k, v in params.items() if k not in self._params]
         new_tags = [RunTag(k, str(v)) for k, v in tags.items() if self._tags.get(k) != str(v)]
         for start in range(0, len(new_params), _BATCH):
