@@ -33,9 +33,9 @@ from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.errors import BudgetnetError, FolderError, WriteError
 from budgetnet.files import atomic_write
 from budgetnet.folder import RunFolder
+from budgetnet.metrics import Metrics, read_metrics
 from budgetnet.predict import write_submission
 from budgetnet.progress import Progress
-from budgetnet.tracking import Metrics, read_metrics
 from budgetnet.train import Interrupted, train
 
 SMALL = Config(

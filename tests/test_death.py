@@ -22,7 +22,7 @@ from budgetnet import config as configuration  # noqa: E402
 from budgetnet.cli import main  # noqa: E402
 from budgetnet.download import download  # noqa: E402
 from budgetnet.errors import DataError  # noqa: E402
-from budgetnet.tracking import read_metrics  # noqa: E402
+from budgetnet.metrics import read_metrics  # noqa: E402
 from budgetnet.train import train  # noqa: E402
 
 

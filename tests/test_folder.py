@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from budgetnet import checkpoint, tracking
+from budgetnet import checkpoint, metrics, store
 from budgetnet import train as training
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.errors import CheckpointError, DamagedError, DataError, FolderError, TrainingError, WriteError
@@ -268,7 +268,7 @@ def test_a_clock_that_is_set_back_during_a_run_changes_no_duration(tmp_path, mon
     hours = iter(range(10**6, 0, -1))
     monkeypatch.setattr("time.time", lambda: 3600.0 * next(hours))
     train(SMALL, tmp_path / "run", track=False)
-    rows = tracking.read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = metrics.read_metrics(tmp_path / "run" / "metrics.csv")
     assert 0 < rows[0]["seconds"] < rows[1]["seconds"] < 600
     assert all(row["images_per_second"] > 0 for row in rows)
 
@@ -286,7 +286,7 @@ class Sender:
 
     def start(self, name, params, tags):
         self.calls.append("start")
-        tracking._Record(experiment="e").save(self.run)
+        store.Record(experiment="e").save(self.run)
 
     def log_epoch(self, row):
         self.calls.append(f"epoch {row['epoch']}")
@@ -296,7 +296,7 @@ class Sender:
             raise SystemExit
         assert example.shape == (2, 3, 32, 32)
         self.calls.append(status)
-        tracking._note_sent(self.run, status)
+        store.note_sent(self.run, status)
 
 
 def test_a_run_that_died_while_its_results_were_sent_sends_them_when_it_is_resumed_and_only_then(tmp_path, monkeypatch):
@@ -320,12 +320,12 @@ def test_metrics_after_the_epoch_that_a_run_goes_on_from_may_be_damaged(tmp_path
     path = tmp_path / "metrics.csv"
     for rest in (b"\0\0\0\0\n3,0.5\n", b"3,x\n", b"3,0.5\n4,0.5\n", b"3,"):
         path.write_bytes(b"epoch,loss\n1,0.5\n2,0.25\n" + rest)
-        tracking.Metrics(path).truncate(2)
+        metrics.Metrics(path).truncate(2)
         assert path.read_bytes() == b"epoch,loss\n1,0.5\n2,0.25\n"
     path.write_bytes(b"epoch,loss\n1,x\n2,0.25\n")
     with pytest.raises(DataError, match="line 2 is damaged"):
-        tracking.Metrics(path).truncate(2)
-    tracking.Metrics(path).truncate(0)
+        metrics.Metrics(path).truncate(2)
+    metrics.Metrics(path).truncate(0)
     assert not path.exists()
 
 
@@ -375,5 +375,5 @@ def test_a_run_whose_last_checkpoint_is_damaged_ends_as_it_would_have(seed, tmp_
     assert [str(last) in text for text in told.warnings] == [True]
     mine, theirs = (checkpoint.load_state(tmp_path / name / "last.ckpt")["network"] for name in ("run", "whole"))
     assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
-    epochs = [row["epoch"] for row in tracking.read_metrics(tmp_path / "run" / "metrics.csv")]
+    epochs = [row["epoch"] for row in metrics.read_metrics(tmp_path / "run" / "metrics.csv")]
     assert epochs == [1, 2]

@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
 ORDER = [
     "errors",
+    "masking",
     "config",
     "devices",
     "memory",
@@ -18,6 +19,7 @@ ORDER = [
     "cache",
     "images",
     "cifar",
+    "audit",
     "data",
     "policies",
     "augment",
@@ -32,6 +34,8 @@ ORDER = [
     "checkpoint",
     "folder",
     "distill",
+    "metrics",
+    "store",
     "tracking",
     "progress",
     "train",

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, DataError
+from budgetnet.masking import mask
 
 if TYPE_CHECKING:
     import torch
@@ -104,8 +105,8 @@ def _leave_output() -> None:
 
 def _failed(message: str, arguments: Sequence[str]) -> int:
     if "--debug" in arguments:
-        traceback.print_exc()
-    print(f"budgetnet: error: {message}", file=sys.stderr)
+        print(mask(traceback.format_exc()), end="", file=sys.stderr)
+    print(f"budgetnet: error: {mask(message)}", file=sys.stderr)
     return 1
 
 
@@ -207,7 +208,7 @@ def _parser() -> ArgumentParser:
     group = commands.add_parser("data", help="verify, describe or download data").add_subparsers(
         metavar="COMMAND", required=True
     )
-    command = _command(group, "verify", _verify, "check structure and checksums of data files", parent="data ")
+    command = _command(group, "verify", _verify, "check data files, and look for duplicates", parent="data ")
     command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
     command = _command(group, "stats", _stats, "count classes, and measure pixel mean and deviation", parent="data ")
     command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
@@ -1092,12 +1093,14 @@ def _track(options: Namespace) -> int:
 
 
 def _verify(options: Namespace) -> int:
+    from dataclasses import asdict
+
     from budgetnet import data
 
     path = options.path or data.default_folder()
     found = data.verify(path)
     if options.json:
-        print(json.dumps({"path": str(path), **vars(found)}))
+        print(json.dumps({"path": str(path), **asdict(found)}))
         return 0
     print(f"{path}: {found.kind}, {found.images:,} images")
     for line in found.lines:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, checkpoint, data, devices, evaluate, memory, models, optim
+from budgetnet import __version__, audit, checkpoint, data, devices, evaluate, memory, models, optim
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
@@ -32,15 +32,21 @@ from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, FolderError, TrainingError, WriteError
 from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder, hold, is_empty
+from budgetnet.masking import masked
+from budgetnet.metrics import Metrics
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
-from budgetnet.tracking import Metrics, Status, Tracker, is_unsent
+from budgetnet.store import Status
+from budgetnet.tracking import Tracker, is_unsent
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Images whose activations give the norm statistics of averaged weights: more pixels than the second digit needs.
 _NORM_IMAGES = 10_000
+
+# Of the loss in fp16. Above it, gradients that still overflow are above 6e7.
+_LEAST_SCALE = 2.0**-10
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
@@ -186,6 +192,20 @@ class Training:
         if self.average and self.config.ema:
             self.average.update(self.network)
 
+    def wrong(self, network: nn.Module) -> str:
+        """What makes it useless to go on though no loss said so, or nothing; waits for the device.
+
+        Validation would find most of it, but there may be none; and with a loss scale, gradients that always overflow
+        leave every update out, in silence.
+        """
+        bad = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+        if bad:
+            return f"{len(bad)} tensors of the network are not finite (the first is {bad[0]})"
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        if scale < _LEAST_SCALE:
+            return f"gradients overflow in fp16 however small the loss is scaled (now {scale:g}), and no update is made"
+        return ""
+
     def end_epoch(self, indices: Tensor) -> None:
         """With `swa` and in its share of the run, take the weights of the epoch just completed into the average.
 
@@ -329,6 +349,10 @@ def train(
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
+    audit.check_images(dataset.train.images, train_indices)
+    labels = _labels(dataset.train)
+    for line in audit.check_labels(dataset.classes, labels[train_indices], labels[val_indices]):
+        progress.warn(line)
     if fit_memory and not resume:
         config = replace(config, batch_size=_fitting_batch(config, dataset, train_indices, device))
         progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
@@ -431,6 +455,8 @@ def _fit(
         for (step, images, _, _), loss, correct in zip(pending, outcomes[::2], outcomes[1::2], strict=True):
             if not math.isfinite(loss):
                 where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
+                if at.epoch == step == 0:
+                    raise TrainingError(_bad_from_the_start(where, config))
                 raise TrainingError(_diverged(where, config, learning_rate(step)))
             at.images, at.loss_sum, at.correct = (
                 at.images + images,
@@ -486,6 +512,8 @@ def _fit(
         training.end_epoch(train_indices)
         candidates = training.candidates
         kept = next(iter(candidates))
+        if wrong := training.wrong(candidates[kept]):
+            raise TrainingError(_diverged(f"after epoch {at.epoch}, {wrong}", config, row["lr"]))
         if config.val_size:
             scores: dict[str, evaluate.Scores] = {}
             try:
@@ -530,7 +558,7 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
             std=dataset.std,
             image_size=dataset.train.images.shape[-1],
             provenance={
-                "config": asdict(config),
+                "config": masked(asdict(config)),
                 "epoch": at.epoch,
                 "weights": at.best_weights,
                 "val_accuracy": at.best_accuracy if config.val_size else None,
@@ -646,6 +674,17 @@ def _diverged(what: str, config: Config, rate: float) -> str:
     if config.precision != "fp32":
         advice += f", or --precision fp32 instead of {config.precision}"
     return f"{what}, at learning rate {rate:g}: try {advice}"
+
+
+def _bad_from_the_start(what: str, config: Config) -> str:
+    """Why the first loss of all may not be finite: no update was made, so that no rate and no clipping can mend it."""
+    causes = ["the images (`budgetnet data verify`)"]
+    if config.distill.teachers:
+        causes.append("the teachers")
+    advice = f"look at {' and '.join(causes)}"
+    if config.precision != "fp32":
+        advice += f", or try --precision fp32 instead of {config.precision}"
+    return f"{what}, before any update: {advice}"
 
 
 def _advice(error: BaseException, config: Config, device: torch.device) -> str:
