@@ -33,12 +33,16 @@ table: $(INSTALLED) ## README's and docs' tables from the records in results/
 	$(BIN)/python results/records.py table
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python reliability/faults.py
+	$(BIN)/python reliability/licences.py
 
 bench: $(INSTALLED) ## speed against plain PyTorch, in under 15 minutes; writes docs/speed.md
 	$(BIN)/python benchmarks/bench.py
 
 soak: $(INSTALLED) ## campaigns of faults, in hours; writes docs/reliability.md
 	$(BIN)/python reliability/load.py
+	$(BIN)/python reliability/death.py
+	$(BIN)/python reliability/storage.py
+	$(BIN)/python reliability/days.py
 	$(BIN)/python reliability/faults.py
 
 clean: ## what was made, but for .venv, data and runs

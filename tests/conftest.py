@@ -1,4 +1,4 @@
-"""What every test can use."""
+"""What every test can use, and what none can: the network."""
 
 import os
 import pathlib
@@ -10,6 +10,7 @@ import html.parser
 import json
 import re
 
+import no_network
 import pytest
 import torch
 import yaml
@@ -17,6 +18,12 @@ import yaml
 from budgetnet import config as configuration
 from budgetnet import evaluate
 from budgetnet.config import Config, ModelConfig
+
+# Here, and in every Python that a test starts, by the sitecustomize.py that stands there.
+no_network.install()
+_OFFLINE = str(pathlib.Path(no_network.__file__).parent)
+if _OFFLINE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_OFFLINE, os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")
@@ -151,3 +158,11 @@ def make_run():
         return folder
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _no_network():
+    """A connection that was refused fails the test, also where the code under test swallowed the error."""
+    no_network.refused.clear()
+    yield
+    assert no_network.refused == []

@@ -29,7 +29,7 @@ BUDGETNET = [sys.executable, "-m", "budgetnet"]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BUDGETNET"))}
-    return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]]), **more}
 
 
 def budgetnet(*arguments: str, cwd: Path, code: int = 0, **options) -> subprocess.CompletedProcess:

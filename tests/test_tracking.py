@@ -1,19 +1,17 @@
-"""metrics.csv under crashes, and the MLflow copy of a run under servers that work, die, hang and talk nonsense."""
+"""The MLflow copy of a run, under servers that work, die, hang, lose answers and talk nonsense."""
 
+import base64
 import contextlib
 import json
 import math
 import os
 import shutil
-import signal
-import socket
 import socketserver
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 import warnings
 from pathlib import Path
 
@@ -21,14 +19,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from mlflow_server import Gate, Server, serving, stored
 from torch import nn
 
-from budgetnet import tracking
-from budgetnet.errors import BudgetnetError, DataError, TrainingError
-from budgetnet.tracking import Metrics, Tracker, read_metrics, send
+from budgetnet import checkpoint, cli, store, tracking
+from budgetnet import config as configuration
+from budgetnet.errors import BudgetnetError
+from budgetnet.metrics import Metrics, read_metrics
+from budgetnet.tracking import Tracker, send
+from budgetnet.train import train as train_alone
 
+SMOKE = str(Path(__file__).parent.parent / "recipes" / "smoke.yaml")
 PARAMS = {
     "epochs": 3,
     "budget": None,
@@ -48,93 +49,6 @@ FLAT = {
 }
 TAGS = {"git_commit": "0123abc", "data_checksum": "c58f", "parameters": "1234"}
 FINAL = {"test_accuracy": 0.75}
-
-
-# ---------------------------------------------------------------------------------------------------- metrics.csv
-
-
-def test_metrics_read_back_bit_for_bit(tmp_path):
-    path = tmp_path / "metrics.csv"
-    rows = [
-        {"epoch": 1, "loss": 0.1 + 0.2, "lr": 1e-300},
-        {"loss": math.inf, "lr": np.float32(0.1), "epoch": np.int64(2)},
-    ]
-    metrics = Metrics(path)
-    for row in rows:
-        metrics.append(row)
-    assert read_metrics(path) == [{name: float(value) for name, value in row.items()} for row in rows]
-    assert path.read_text().startswith("epoch,loss,lr\n1,0.30000000000000004,1e-300\n2,inf,")
-
-
-def test_a_row_is_in_the_file_when_append_returns(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.csv")
-    for epoch in range(3):
-        metrics.append({"epoch": epoch, "loss": 0.5})
-        assert len(read_metrics(tmp_path / "metrics.csv")) == epoch + 1
-
-
-def test_a_run_without_a_finished_epoch_has_no_metrics(tmp_path):
-    assert read_metrics(tmp_path / "metrics.csv") == []
-    Metrics(tmp_path / "metrics.csv").truncate(0)
-    assert not (tmp_path / "metrics.csv").exists()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    values=st.lists(st.floats(allow_nan=False), min_size=1, max_size=4),
-    data=st.data(),
-)
-def test_a_file_torn_at_any_byte_loses_its_last_row_at_most_and_can_be_continued(tmp_path_factory, values, data):
-    path = tmp_path_factory.mktemp("run") / "metrics.csv"
-    rows = [{"epoch": float(epoch), "loss": value} for epoch, value in enumerate(values)]
-    for row in rows:
-        Metrics(path).append(row)
-    content = path.read_bytes()
-    cut = data.draw(st.integers(0, len(content)))
-    path.write_bytes(content[:cut])
-    whole = max(content[:cut].count(b"\n") - 1, 0)
-    assert read_metrics(path) == rows[:whole]
-    Metrics(path).append({"epoch": 99, "loss": 0.5})
-    assert read_metrics(path) == [*rows[:whole], {"epoch": 99.0, "loss": 0.5}]
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 2, 5])
-def test_truncate_keeps_the_epochs_up_to_the_given_one(tmp_path, epoch):
-    path = tmp_path / "metrics.csv"
-    metrics = Metrics(path)
-    for e in range(1, 4):
-        metrics.append({"epoch": e, "loss": 1 / e})
-    before = read_metrics(path)
-    metrics.truncate(epoch)
-    assert read_metrics(path) == [row for row in before if row["epoch"] <= epoch]
-
-
-def test_truncate_removes_a_torn_line(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_bytes(b"epoch,loss\n1,0.5\n2,0.")
-    Metrics(path).truncate(10)
-    assert path.read_bytes() == b"epoch,loss\n1,0.5\n"
-
-
-def test_other_columns_than_the_files_are_refused_and_leave_it_as_it_was(tmp_path):
-    path = tmp_path / "metrics.csv"
-    Metrics(path).append({"epoch": 1, "loss": 0.5})
-    with pytest.raises(TrainingError, match=r"columns are epoch, loss and the new row has epoch, accuracy"):
-        Metrics(path).append({"epoch": 2, "accuracy": 0.5})
-    assert path.read_text() == "epoch,loss\n1,0.5\n"
-
-
-@pytest.mark.parametrize("line", ["2,x", "2", "2,0.5,1"])
-def test_a_line_damaged_before_the_end_is_named(tmp_path, line):
-    path = tmp_path / "metrics.csv"
-    path.write_text(f"epoch,loss\n1,0.5\n{line}\n3,0.5\n")
-    with pytest.raises(DataError, match=r"metrics\.csv: line 3 is damaged"):
-        read_metrics(path)
-
-
-def test_metrics_that_cannot_be_written_are_the_users_error(tmp_path):
-    with pytest.raises(TrainingError, match="cannot write"):
-        Metrics(tmp_path / "missing" / "metrics.csv").append({"epoch": 1})
 
 
 # ---------------------------------------------------------------------------------------------------- what a run does
@@ -171,36 +85,6 @@ def train(run, tracker, epochs, params=PARAMS, finish=True):
     (run / "best.safetensors").write_bytes(b"weights")
     files = [run / name for name in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
     tracker.finish("FINISHED", files, network(), EXAMPLE, FINAL)
-
-
-def stored(uri, run):
-    """All that the store says of a run, read by another client."""
-    record = json.loads((run / "mlflow.json").read_text())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(record["experiment"])
-        runs = client.search_runs([experiment.experiment_id], f"tags.`budgetnet.run` = '{record['key']}'")
-        assert [found.info.run_id for found in runs] == [record["run_id"]], "one MLflow run a run folder"
-        found = runs[0]
-        points = {
-            name: [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, name)]
-            for name in found.data.metrics
-        }
-        models = client.search_logged_models([experiment.experiment_id], f"source_run_id = '{found.info.run_id}'")
-        return {
-            "status": found.info.status,
-            "name": found.info.run_name,
-            "params": found.data.params,
-            "tags": {name: tag for name, tag in found.data.tags.items() if not name.startswith("mlflow.")},
-            "points": points,
-            "files": {file.path: file.file_size for file in client.list_artifacts(found.info.run_id)},
-            "models": [(model.model_id, str(model.status)) for model in models],
-            "outputs": [output.model_id for output in found.outputs.model_outputs],
-            "key": record["key"],
-        }
 
 
 def assert_complete(uri, run, epochs=(1, 2, 3)):
@@ -249,22 +133,16 @@ def run(tmp_path):
 # ---------------------------------------------------------------------------------------------------- a real server
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     """A database as two runs leave it that start in the same new folder at once, and what they print."""
     folder = tmp_path_factory.mktemp("two runs")
     program = """
 import pathlib, sys
-from budgetnet import tracking
+from budgetnet import store
 from budgetnet.tracking import Tracker
 assert "mlflow" not in sys.modules, "importing budgetnet.tracking must stay fast"
-tracking._OPEN_SECONDS = 120.0  # about the race, not about the time that a busy machine takes
+store.OPEN_SECONDS = 120.0  # about the race, not about the time that a busy machine takes
 run = pathlib.Path(sys.argv[1])
 run.mkdir()
 tracker = Tracker(run, experiment="both", warn=lambda text: print("warning:", text))
@@ -273,7 +151,7 @@ tracker.log_epoch({"epoch": 1, "loss": 0.5})
 tracker.finish("FINISHED", [], None, None, {})
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment["PYTHONPATH"] = str(Path(tracking.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(tracking.__file__).parents[1]), os.environ["PYTHONPATH"]])
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, name],
@@ -288,96 +166,23 @@ tracker.finish("FINISHED", [], None, None, {})
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, database):
+def server_folder(tmp_path_factory):
+    """Where the server keeps its database, its artifacts and its log."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(server_folder, database):
     """The port of an MLflow server process."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(database[0] / "mlflow.db", folder / "mlflow.db")  # to make another takes seconds
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        "sqlite:///mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                break
-            time.sleep(0.1)
+    with serving(server_folder, database[0] / "mlflow.db") as port:
         yield port
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(20)
-
-
-class Gate:
-    """A door before the server that can be shut, as when the server dies, and opened again on the same port."""
-
-    def __init__(self, target):
-        self._target = target
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.requests = 0
-        self._open = []
-        self.open()
-
-    def open(self):
-        gate = self
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self):
-                with socket.create_connection(("127.0.0.1", gate._target)) as onward:
-                    gate._open += [self.request, onward]
-                    back = threading.Thread(target=pump, args=(onward, self.request))
-                    back.start()
-                    pump(self.request, onward, count=True)
-                    back.join()
-
-        def pump(source, sink, count=False):
-            with contextlib.suppress(OSError):
-                while data := source.recv(65536):
-                    gate.requests += count
-                    sink.sendall(data)
-            for end in (source, sink):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-        self._server = Server(("127.0.0.1", self.port), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def shut(self):
-        for end in self._open:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
 
 
 @pytest.fixture
 def gate(server):
     door = Gate(server)
     yield door
-    door.shut()
+    door.close()
 
 
 def test_a_run_is_copied_to_the_server_with_its_model_once(server, run, monkeypatch):
@@ -417,6 +222,7 @@ def test_a_parameter_changed_by_a_resume_keeps_its_value_and_the_new_one_is_a_ta
     train(run, Tracker(run, experiment="digits", warn=no_warning), [1], finish=False)
     tracker = Tracker(run, experiment="digits", warn=no_warning)
     tracker.start("first try", {**PARAMS, "epochs": 9}, TAGS)
+    tracker._settle()
     found = stored(uri, run)
     assert found["status"] == "RUNNING"
     assert found["params"]["epochs"] == "3"
@@ -429,7 +235,9 @@ def test_a_metric_that_is_not_finite_is_kept_and_sent(server, run, monkeypatch, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     run.mkdir()
     Metrics(run / "metrics.csv").append({"epoch": 1, "val_loss": value})
-    Tracker(run, experiment="digits", warn=no_warning).start("first try", PARAMS, TAGS)
+    tracker = Tracker(run, experiment="digits", warn=no_warning)
+    tracker.start("first try", PARAMS, TAGS)
+    tracker._settle()
     [(step, sent)] = stored(uri, run)["points"]["val_loss"]
     assert step == 1
     assert math.isnan(sent) if math.isnan(value) else sent < -1e300
@@ -448,8 +256,10 @@ def test_an_epoch_is_one_request_so_that_a_distant_server_costs_one_round_trip(g
     run.mkdir()
     tracker = Tracker(run, experiment="digits", warn=no_warning)
     tracker.start("first try", PARAMS, TAGS)
+    tracker._settle()
     before = gate.requests
     tracker.log_epoch(row(1))
+    tracker._settle()
     assert gate.requests - before <= 2  # head and body may come in two pieces
 
 
@@ -462,17 +272,18 @@ def test_a_server_that_dies_costs_one_warning_and_send_completes_the_record(gate
     class Dying(Tracker):
         def start(self, *args):
             if moment == "before the start":
-                gate.shut()
+                gate.fail("shut")
             super().start(*args)
 
         def log_epoch(self, row):
             super().log_epoch(row)
             if moment == "after the first epoch" and row["epoch"] == 1:
-                gate.shut()
+                self._settle()
+                gate.fail("shut")
 
         def finish(self, *args):
             if moment == "before the end":
-                gate.shut()
+                gate.fail("shut")
             super().finish(*args)
 
     began = time.monotonic()
@@ -484,13 +295,78 @@ def test_a_server_that_dies_costs_one_warning_and_send_completes_the_record(gate
     assert gate.uri in said[0]
     with pytest.raises(BudgetnetError, match="cannot send"):
         send(run, load_network=load_network, warn=no_warning)
-    gate.open()
+    gate.recover()
     assert (
         send(run, load_network=load_network, warn=no_warning) == json.loads((run / "mlflow.json").read_text())["run_id"]
     )
     found = assert_complete(gate.uri, run)
     send(run, load_network=load_network, warn=no_warning)
     assert stored(gate.uri, run) == found
+
+
+def test_epochs_do_not_wait_for_a_server_that_has_yet_to_answer_and_arrive_when_it_does(gate, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
+
+    class Waiting(Tracker):
+        def start(self, *args):
+            gate.fail("hang")
+            super().start(*args)  # nor does this
+
+        def finish(self, *args):
+            gate.recover()  # only now: all epochs have been logged without an answer
+            super().finish(*args)
+
+    train(run, Waiting(run, experiment="digits", warn=no_warning), [1, 2, 3])
+    assert_complete(gate.uri, run)
+
+
+@pytest.mark.parametrize("moment", ["at the start", "after the first epoch"])
+def test_what_the_server_did_without_being_able_to_say_so_is_not_done_again(gate, run, monkeypatch, moment):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    said = []
+
+    class Losing(Tracker):
+        def start(self, *args):
+            super().start(*args)
+            if moment != "at the start":
+                self._settle()
+                gate.fail("lose")
+
+    if moment == "at the start":
+        lose_from_the_creation_on(gate, monkeypatch)
+    train(run, Losing(run, experiment="digits", warn=said.append), [1, 2, 3])
+    assert len(said) == 1
+    gate.recover()
+    if moment == "at the start":
+        assert json.loads((run / "mlflow.json").read_text())["run_id"] is None
+    send(run, load_network=load_network, warn=no_warning)
+    assert_complete(gate.uri, run)
+
+
+def lose_from_the_creation_on(gate, monkeypatch):
+    """The door loses answers from the one to the creation of the run on; MLflow repeats that request of its own."""
+    with store.silence():
+        import mlflow
+    create = mlflow.MlflowClient.create_run
+
+    def create_run(client, *args, **kwargs):
+        gate.fail("lose")
+        return create(client, *args, **kwargs)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", create_run)
+
+
+def test_two_that_send_the_same_epochs_at_once_leave_each_point_once(server, run, monkeypatch):
+    uri = f"http://127.0.0.1:{server}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    train(run, Tracker(run, experiment="digits", warn=no_warning), [1])
+    record = store.Record.load(run)
+    with store.silence():
+        both = [store.open_copy(run, record, uri) for _ in range(2)]  # each has seen epoch 1 alone
+        for one in both:
+            one.rows([row(1), {**row(2), "seconds": 1.5}])
+    assert stored(uri, run)["points"]["train_loss"] == [(1, 1.0), (2, 0.5)]
 
 
 def test_a_run_trained_without_tracking_can_be_sent(server, run, monkeypatch):
@@ -522,10 +398,12 @@ def test_a_password_in_the_tracking_uri_is_used_but_neither_kept_nor_shown(gate,
     run.mkdir()
     tracker = Tracker(run, experiment="digits", warn=said.append)
     tracker.start("first try", PARAMS, TAGS)
+    tracker._settle()
     assert said == []
-    gate.shut()
+    gate.fail("shut")
     tracker.log_epoch(row(1))
-    gate.open()
+    tracker._settle()
+    gate.recover()
     for text in ((run / "mlflow.json").read_text(), *said):
         assert f"http://***@127.0.0.1:{gate.port}" in text
         assert "s3cr" not in text
@@ -534,22 +412,55 @@ def test_a_password_in_the_tracking_uri_is_used_but_neither_kept_nor_shown(gate,
     Tracker(run, experiment="digits", warn=said.append).start("first try", PARAMS, TAGS)
     assert len(said) == 2
     assert "set MLFLOW_TRACKING_URI" in said[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
+    gate.heard = b""
+    train(run, Tracker(run, experiment="digits", warn=no_warning), [1, 2, 3])
+    assert b"Basic " + base64.b64encode(f"ann:{secret}".encode()) in gate.heard
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    assert_complete(gate.uri, run)
+    assert json.loads((run / "mlflow.json").read_text())["tracking_uri"] == f"http://***@127.0.0.1:{gate.port}"
 
 
-@pytest.mark.parametrize(
-    ("uri", "masked"),
-    [
-        ("http://h:1/a@b", "http://***@b"),  # hides too much rather than too little
-        ("postgresql://u:p/w@h/db", "postgresql://***@h/db"),
-        ("postgresql://h/db?user=u&password=p&x=1", "postgresql://h/db?user=u&password=***&x=1"),
-        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
-        ("file:///home/a@b", "file:///home/a@b"),
-        ("https://h/?access_token=t", "https://h/?access_token=***"),
-    ],
-)
-def test_secrets_are_hidden_in_any_kind_of_store(uri, masked):
-    assert tracking._mask(uri) == masked
-    assert tracking._mask(f"cannot reach {uri} now") == f"cannot reach {masked} now"
+def test_no_secret_is_written_or_said_by_any_command(gate, server_folder, run, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:h4nter2@127.0.0.1:{gate.port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("SOME_SECRET_KEY", "battery/staple")
+    options = ["--output", str(run), "--epochs", "1", "--experiment", "https://bob:correct-horse@host/team"]
+    assert cli.main(["train", SMOKE, *options]) == 0
+    gate.fail("shut")
+    assert cli.main(["track", str(run), "--debug"]) == 1
+    gate.recover()
+    assert cli.main(["track", str(run)]) == 0
+    assert cli.main(["train", SMOKE, "--resume", *options]) == 0
+    found = stored(gate.uri, run)
+    assert found["params"]["experiment"] == "https://***@host/team"
+    said = "".join(capfd.readouterr())
+    assert f"http://***@127.0.0.1:{gate.port}" in said
+    files = [path for folder in (run, server_folder) for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "best.safetensors", "mlflow.json", "mlflow.db", "log"} <= {path.name for path in files}
+    for secret in ("h4nter2", "correct-horse", "battery/staple"):
+        assert secret not in said
+        assert [path.name for path in files if secret.encode() in path.read_bytes()] == []
+
+
+def test_a_training_under_a_server_that_hangs_is_the_same_as_under_none_bit_for_bit(gate, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
+    recipe = configuration.load(Path(SMOKE), ["--epochs", "2"])
+    train_alone(recipe, run.with_name("alone"), track=False)
+    gate.fail("hang")
+    monkeypatch.setattr(store, "OPEN_SECONDS", 0.5)
+    monkeypatch.setattr(store, "CALL_SECONDS", 0.5)
+    train_alone(recipe, run)
+    one, other = (checkpoint.load_state(each / "last.ckpt") for each in (run, run.with_name("alone")))
+    assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
+    names = ("epoch", "train_loss", "val_accuracy")
+    rows = [
+        [[row[name] for name in names] for row in read_metrics(each / "metrics.csv")]
+        for each in (run, run.with_name("alone"))
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2
 
 
 # ---------------------------------------------------------------------------------------------------- bad servers
@@ -586,6 +497,7 @@ BAD = {
     "answers 500": answer(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
     "answers a page": answer(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>"),
     "answers later": answer(b"HTTP/1.1 503 Busy\r\nRetry-After: 600\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+    "answers half": answer(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\nConnection: close\r\n\r\n{"experiment":'),
     "answers garbage": answer(b"\x00\xff\x00\xff garbage\r\n\r\n"),
 }
 
@@ -600,7 +512,8 @@ def test_a_bad_server_costs_seconds_and_one_warning_and_the_run_is_kept(run, mon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    monkeypatch.setattr(tracking, "_OPEN_SECONDS", 1.5)
+    monkeypatch.setattr(store, "OPEN_SECONDS", 1.0)
+    monkeypatch.setattr(store, "CALL_SECONDS", 0.5)
     with Server(("127.0.0.1", 0), Handler) as bad:
         thread = threading.Thread(target=bad.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -652,7 +565,9 @@ def test_without_a_server_the_store_is_mlflow_db_in_the_current_folder_with_arti
     elsewhere = here / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    Tracker(run, experiment="digits", warn=no_warning).start("first try", PARAMS, TAGS)
+    tracker = Tracker(run, experiment="digits", warn=no_warning)
+    tracker.start("first try", PARAMS, TAGS)
+    tracker._settle()
     assert stored(f"sqlite:///{here}/mlflow.db", run)["status"] == "RUNNING", "the run is continued where it is"
     assert list(elsewhere.iterdir()) == []
 
@@ -663,12 +578,14 @@ def test_a_locked_database_costs_seconds_and_one_warning(database, run, monkeypa
     run.mkdir()
     tracker = Tracker(run, experiment="digits", warn=said.append)
     tracker.start("first try", PARAMS, TAGS)
-    monkeypatch.setattr(tracking, "_CALL_SECONDS", 1.0)
+    tracker._settle()
+    monkeypatch.setattr(store, "CALL_SECONDS", 1.0)
     with contextlib.closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
         for epoch in (1, 2, 3):
             tracker.log_epoch(row(epoch))
+        tracker._settle()
         assert time.monotonic() - began < 3
         other.execute("ROLLBACK")
     assert len(said) == 1

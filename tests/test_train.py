@@ -27,7 +27,7 @@ from budgetnet.config import (
     ScheduleConfig,
     StageConfig,
 )
-from budgetnet.errors import BudgetError, CheckpointError, ConfigError, TrainingError
+from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
@@ -220,6 +220,7 @@ def test_a_run_folder_holds_what_was_promised(whole):
         "last.ckpt",
         "metrics.csv",
         "predictions.safetensors",
+        "previous.ckpt",
         "summary.json",
     }
     assert configuration.load(whole / "config.yaml") == TINY
@@ -770,6 +771,84 @@ def test_logits_that_are_not_finite_in_validation_stop_the_run_with_advice(tmp_p
     monkeypatch.setattr(evaluate, "predict_logits", diverged)
     with pytest.raises(TrainingError, match=r"after epoch 1, the logits of 3 .* try a lower --optimizer\.lr"):
         run(TINY, tmp_path / "run")
+
+
+def test_a_first_loss_that_is_not_finite_is_not_blamed_on_the_learning_rate(tmp_path, monkeypatch):
+    def nowhere(logits, *args, **kwargs):
+        return logits.sum() * math.nan
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", nowhere)
+    with pytest.raises(TrainingError) as caught:
+        run(replace(TINY, precision="bf16"), tmp_path / "run")
+    assert str(caught.value) == (
+        "the loss is nan in epoch 1, step 1, before any update: look at the images (`budgetnet data verify`), or try "
+        "--precision fp32 instead of bf16"
+    )
+
+
+def test_a_divergence_in_half_precision_says_that_full_precision_may_help(tmp_path):
+    config = replace(TINY, ema=0.0, precision="bf16", optimizer=configuration.OptimizerConfig(lr=1e30))
+    with pytest.raises(TrainingError, match=r"--optimizer\.lr .* or --precision fp32 instead of bf16"):
+        run(config, tmp_path / "run")
+
+
+def test_weights_that_the_last_step_ruined_are_not_kept_though_no_loss_and_no_validation_says_so(tmp_path, monkeypatch):
+    update, left = Training.update, itertools.count(math.ceil(1438 / 256) - 1, -1)
+
+    def ruin(training, *args):
+        update(training, *args)
+        if next(left) == 0:
+            training.network.bn1.running_var[2] = math.inf
+
+    monkeypatch.setattr(Training, "update", ruin)
+    with pytest.raises(
+        TrainingError, match=r"after epoch 1, 1 tensors .* \(the first is bn1\.running_var\), at learning"
+    ):
+        run(replace(TINY, val_size=0, batch_size=256, ema=0.0, epochs=1), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}
+
+
+def test_gradients_that_overflow_under_every_loss_scale_end_the_run_and_a_few_do_not():
+    training = a_training(replace(TINY, ema=0.0))
+    for scale, wrong in ((2.0**-9, ""), (2.0**-11, "gradients overflow in fp16 however small the loss is scaled")):
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        assert training.wrong(training.network)[: len(wrong) or 1] == wrong
+
+
+def test_classes_that_validation_lacks_are_named_and_the_run_is_as_sound_as_ever(tmp_path, capsys):
+    summary = run(replace(TINY, val_size=5, epochs=1, batch_size=256), tmp_path / "run")
+    warning = "no validation image is of class "
+    assert capsys.readouterr().err.count(warning) == 1
+    assert summary["final"]["val_accuracy"] in {n / 5 for n in range(6)}
+    assert math.isfinite(float(rows(tmp_path / "run")[0]["val_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"labels": 3}, r"all 238 training images are of one class \(3\)"),
+        ({"images": 0}, r"all 238 training images are alike \(all pixels are 0\)"),
+    ],
+)
+def test_data_that_can_teach_nothing_is_refused_before_anything_is_written(broken, said, tmp_path, monkeypatch):
+    digits = data.load("digits", None)
+    filled = {name: getattr(digits.train, name).clone().fill_(value) for name, value in broken.items()}
+    hopeless = replace(digits, train=replace(digits.train, **filled))
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: hopeless)
+    with pytest.raises(DataError, match=said):
+        run(TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_single_black_images_among_others_train(tmp_path, monkeypatch):
+    digits = data.load("digits", None)
+    images = digits.train.images.clone()
+    images[::3] = 0
+    dark = replace(digits, train=replace(digits.train, images=images))
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: dark)
+    for policy in ("trivial", "rand", "augmix"):
+        config = replace(TINY, epochs=1, augment=AugmentConfig(policy=policy))
+        assert math.isfinite(run(config, tmp_path / policy)["final"]["test_loss"])
 
 
 def test_memory_that_runs_out_gets_a_batch_size_to_try(tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
     import torch
 
     from budgetnet import devices
-    from budgetnet.tracking import read_metrics
+    from budgetnet.metrics import read_metrics
     from budgetnet.train import train
 
     torch.set_num_threads(threads)

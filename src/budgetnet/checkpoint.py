@@ -26,7 +26,7 @@ from budgetnet import config as configuration
 from budgetnet import models
 from budgetnet.config import ModelConfig
 from budgetnet.data import CIFAR10_CLASSES
-from budgetnet.errors import CheckpointError, ConfigError
+from budgetnet.errors import CheckpointError, ConfigError, DamagedError
 from budgetnet.files import atomic_write
 
 STATE_FORMAT = 1
@@ -60,8 +60,13 @@ class Classifier:
     """Where the weights come from: recipe, seed, epoch, validation score, data checksum, versions."""
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Path, state: Mapping[str, Any], *, keep: str | None = None) -> None:
     """Write the state of a training, tensors and plain values only, followed by its SHA-256.
+
+    Args:
+        path: the file.
+        state: what to write.
+        keep: the name, in the same folder, under which the file that was there stays.
 
     Raises:
         BudgetnetError: the file cannot be written; what was there before is untouched.
@@ -69,18 +74,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": STATE_FORMAT, **state}, buffer)
     content = buffer.getbuffer()
-    atomic_write(path, bytes(content) + hashlib.sha256(content).digest())
+    atomic_write(path, bytes(content) + hashlib.sha256(content).digest(), keep=keep)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read what `save_state` wrote, onto the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another format.
+        DamagedError: its checksum does not hold.
+        CheckpointError: the file is missing, cannot be read, or is of another format.
     """
     content = _read(path)
     if len(content) < 32 or hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        raise CheckpointError(f"{path} is damaged or no state of a budgetnet run: its checksum does not hold")
+        raise DamagedError(f"{path} is damaged or no state of a budgetnet run: its checksum does not hold")
     state = _load_tensors(path, content[:-32])
     if state.get("format") != STATE_FORMAT:
         raise CheckpointError(

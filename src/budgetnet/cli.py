@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, DataError
+from budgetnet.masking import mask
 
 if TYPE_CHECKING:
     import torch
@@ -68,14 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names may be in no encoding at all
     try:
         if arguments[:1] == ["train"]:
-            return _train(arguments[1:])
+            code: int = _train(arguments[1:])
+            sys.stdout.flush()
+            return code
         parser = _parser()
         parsed, further = parser.parse_known_args(arguments)
         if parsed.run is _ablate:
             parsed.options = further
         elif further:
             parser.error(f"unrecognized arguments: {' '.join(further)}")
-        code: int = parsed.run(parsed)
+        code = parsed.run(parsed)
+        sys.stdout.flush()
         return code
     except BudgetnetError as error:
         return _failed(str(error), arguments)
@@ -83,19 +87,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("budgetnet: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has left; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()  # whoever read it has left
         return 1
     except OSError as error:
-        if error.filename is None:
-            raise
-        return _failed(f"{error.filename}: {error.strerror}", arguments)
+        if error.filename is not None:
+            return _failed(f"{error.filename}: {error.strerror}", arguments)
+        try:
+            sys.stdout.flush()
+        except OSError:  # so that was it
+            _leave_output()
+            what = f"cannot write the output: {error.strerror}; free some space where it goes"
+            return _failed(what + (", then go on by --resume" if arguments[:1] == ["train"] else ""), arguments)
+        raise
+
+
+def _leave_output() -> None:
+    """Write nothing more to standard output: Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(message: str, arguments: Sequence[str]) -> int:
     if "--debug" in arguments:
-        traceback.print_exc()
-    print(f"budgetnet: error: {message}", file=sys.stderr)
+        print(mask(traceback.format_exc()), end="", file=sys.stderr)
+    print(f"budgetnet: error: {mask(message)}", file=sys.stderr)
     return 1
 
 
@@ -226,7 +240,7 @@ def _parser() -> ArgumentParser:
     group = commands.add_parser("data", help="verify, describe or download data").add_subparsers(
         metavar="COMMAND", required=True
     )
-    command = _command(group, "verify", _verify, "check structure and checksums of data files", parent="data ")
+    command = _command(group, "verify", _verify, "check data files, and look for duplicates", parent="data ")
     command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
     command = _command(group, "stats", _stats, "count classes, and measure pixel mean and deviation", parent="data ")
     command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
@@ -347,6 +361,7 @@ def _train(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return 0
+    arguments, fit_memory = _without_auto_batch(arguments)
     config, options = configuration.parse(parser, arguments)
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
@@ -363,10 +378,21 @@ def _train(arguments: list[str]) -> int:
         print(configuration.to_yaml(config), end="")
         return 0
     run = run or Path("runs") / f"{Path(options.recipe_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return _run_training(config, options, run, _progress(options.json or options.quiet, sys.stdout))
+    return _run_training(config, options, run, _progress(options.json or options.quiet, sys.stdout), fit_memory)
 
 
-def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> int:
+def _without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
+    """A command line without `--batch-size auto`, and whether that was there: then the recipe's is the most."""
+    names = ("--batch-size", "--batch_size")
+    for place, argument in enumerate(arguments):
+        if argument in [f"{name}=auto" for name in names]:
+            return [*arguments[:place], *arguments[place + 1 :]], True
+        if argument in names and arguments[place + 1 : place + 2] == ["auto"]:
+            return [*arguments[:place], *arguments[place + 2 :]], True
+    return arguments, False
+
+
+def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
     import torch
 
     from budgetnet import devices, report
@@ -399,6 +425,7 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress) -> i
             progress=progress,
             track=not options.no_track,
             resume=options.resume,
+            fit_memory=fit_memory,
             stop=lambda: bool(caught),
             report=write_report,
         )
@@ -1167,14 +1194,14 @@ def _report(options: Namespace) -> int:
 def _compare(options: Namespace) -> int:
     import tempfile
 
-    from budgetnet import compare, compare_page, tracking
+    from budgetnet import compare, compare_page, store
 
     if bool(options.folders) == bool(options.experiment):
         raise ConfigError("give run folders, or --experiment NAME, and not both")
     with tempfile.TemporaryDirectory() as folder:
         folders = options.folders
         if options.experiment:
-            folders, without = tracking.fetch(options.experiment, Path(folder))
+            folders, without = store.fetch(options.experiment, Path(folder))
             if without:
                 _warn(f"{without} runs of {options.experiment} have no record in MLflow yet and are left out")
         comparison = compare.compare(folders)
@@ -1190,25 +1217,32 @@ def _compare(options: Namespace) -> int:
 
 
 def _track(options: Namespace) -> int:
+    import contextlib
+
     import numpy as np
 
-    from budgetnet import checkpoint, tracking
+    from budgetnet import checkpoint, folder, tracking
 
     def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
         best = checkpoint.load_classifier(path)
         return best.network, np.zeros((2, len(best.mean), best.image_size, best.image_size), np.float32)
 
-    print(tracking.send(options.folder, load_network=load_network, warn=_warn))
+    # Held, as a run that is training sends its record itself, and would be said to have ended.
+    there = options.folder.is_dir()
+    with folder.hold(options.folder, _warn) if there else contextlib.nullcontext():
+        print(tracking.send(options.folder, load_network=load_network, warn=_warn))
     return 0
 
 
 def _verify(options: Namespace) -> int:
+    from dataclasses import asdict
+
     from budgetnet import data
 
     path = options.path or data.default_folder()
     found = data.verify(path)
     if options.json:
-        print(json.dumps({"path": str(path), **vars(found)}))
+        print(json.dumps({"path": str(path), **asdict(found)}))
         return 0
     print(f"{path}: {found.kind}, {found.images:,} images")
     for line in found.lines:

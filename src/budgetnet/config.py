@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 import yaml
 
 from budgetnet.errors import ConfigError
+from budgetnet.masking import masked
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -401,7 +402,7 @@ class Config:
     epochs: int = 200
     """Total number of epochs, also when a run is resumed."""
     batch_size: int = 128
-    """Images a step."""
+    """Images a step. On the command line also auto: the recipe's, halved until a step fits in memory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What training images go through."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -571,8 +572,8 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The complete configuration as YAML, which is itself a valid recipe."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, width=110)
+    """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked."""
+    return yaml.safe_dump(masked(_plain(asdict(config))), sort_keys=False, width=110)
 
 
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:

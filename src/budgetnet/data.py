@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetnet import cache, cifar
+from budgetnet import audit, cache, cifar
 from budgetnet.cifar import CIFAR10_CLASSES
 from budgetnet.config import DatasetName
 from budgetnet.download import Progress, download, md5_of
@@ -87,6 +87,8 @@ class Verification:
     images: int
     official: bool | None
     """Whether all files with a published checksum are the official ones; None where no checksum applies."""
+    duplicates: tuple[audit.Duplicates, ...] = ()
+    """Of each data set with training and test images, what both have, and what either has twice."""
 
 
 @dataclass(frozen=True)
@@ -432,6 +434,7 @@ def verify(path: Path) -> Verification:
         lines=tuple(line for part in found for line in part.lines),
         images=sum(part.images for part in found),
         official=all(known) if known else None,
+        duplicates=tuple(one for part in found for one in part.duplicates),
     )
 
 
@@ -459,17 +462,25 @@ def _verify_folder(folder: Path) -> Iterator[Verification]:
 def _verify_tree(root: Path) -> Verification:
     """Decode every image, whatever is kept of them, and hold none."""
     tree = _list_tree(root)
-    ranges = [
-        (chunk.min(axis=(0, 2, 3)), chunk.max(axis=(0, 2, 3)))
-        for chunk in cache.decode(root / "train", tree.train_names, SIDE)
-    ]
+    ranges: list[tuple[Any, Any]] = []
+    near = audit.comparable(len(tree.train_names), len(tree.test_names))
+    train, test = audit.Prints(near=near), audit.Prints(near=near)
+    for chunk in cache.decode(root / "train", tree.train_names, SIDE):
+        ranges.append((chunk.min(axis=(0, 2, 3)), chunk.max(axis=(0, 2, 3))))
+        train.add(torch.from_numpy(chunk))
     lowest, highest = np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
     _require_contrast(root, (highest - lowest).tolist())
-    train, test = len(tree.train_names), sum(map(len, cache.decode(root / "test", tree.test_names, SIDE)))
+    for chunk in cache.decode(root / "test", tree.test_names, SIDE):
+        test.add(torch.from_numpy(chunk))
+    count = len(tree.train_names) + len(tree.test_names)
     line = (
-        f"{root.name}: {train:,} training and {test:,} test images of {len(tree.classes)} classes ({few(tree.classes)})"
+        f"{root.name}: {len(tree.train_names):,} training and {len(tree.test_names):,} test images of "
+        f"{len(tree.classes)} classes ({few(tree.classes)})"
     )
-    return Verification("image folder tree", (line,), train + test, None)
+    duplicates = audit.compare(
+        root.name, train, test, train_name=tree.train_names.__getitem__, test_name=tree.test_names.__getitem__
+    )
+    return Verification("image folder tree", (line, *duplicates.lines()), count, None, (duplicates,))
 
 
 def _verify_layout(layout: cifar.Layout, folder: Path) -> Verification:
@@ -478,8 +489,20 @@ def _verify_layout(layout: cifar.Layout, folder: Path) -> Verification:
         f"{folder.name}: {len(train):,} training and {len(test):,} test images of {len(classes)} classes, "
         "structure right"
     ]
-    if not layout.md5:
-        return Verification(layout.kind, tuple(lines), len(train) + len(test), None)
+    official = None
+    if layout.md5:
+        official = _official_line(layout, folder, lines)
+    near = audit.comparable(len(train), len(test))
+    prints = audit.Prints(near=near), audit.Prints(near=near)
+    for part, found in zip((train, test), prints, strict=True):
+        found.add(part.images)
+    duplicates = audit.compare(folder.name, *prints)
+    lines += duplicates.lines()
+    return Verification(layout.kind, tuple(lines), len(train) + len(test), official, (duplicates,))
+
+
+def _official_line(layout: cifar.Layout, folder: Path, lines: list[str]) -> bool:
+    """Say whether the files are the published ones."""
     other = [file for file in layout.files if md5_of(folder / file) != layout.md5[file]]
     if other:
         lines.append(
@@ -488,7 +511,7 @@ def _verify_layout(layout: cifar.Layout, folder: Path) -> Verification:
         )
     else:
         lines.append(f"{folder.name}: the official files, every MD5 matches")
-    return Verification(layout.kind, tuple(lines), len(train) + len(test), not other)
+    return not other
 
 
 def _verify_file(path: Path) -> Verification:

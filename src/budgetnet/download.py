@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import http.client
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from budgetnet.errors import DataError, reason
+from budgetnet.files import flush
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that have arrived and the bytes there are, None where the server does not say."""
@@ -94,9 +96,9 @@ def download(
         _unpack(part, folder, inside)
         part.unlink()
     except OSError as error:
-        raise DataError(
-            f"{folder}: {reason(error)} while downloading {name}: name a folder that can be written"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "free some space there, what has arrived is kept" if full else "name a folder that can be written"
+        raise DataError(f"{folder}: {reason(error)} while downloading {name}: {cure}") from error
     return target
 
 
@@ -169,7 +171,10 @@ def _unpack(archive: Path, folder: Path, inside: str) -> None:
             tar.extractall(temporary, filter="data")
         found = ", ".join(sorted(path.name for path in temporary.iterdir())) or "nothing"
         if (temporary / inside).is_dir():
+            for path in (temporary / inside).rglob("*"):
+                flush(path)  # a folder that is there shall have its contents, after a power cut too
             os.replace(temporary / inside, folder / inside)
+            flush(folder)
             return
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         found = f"no sound tar.gz ({error})"

@@ -209,6 +209,7 @@ def _export(network: nn.Module, image_shape: Sequence[int]) -> bytes:
 def _session(model: bytes, threads: int) -> Any:
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # which Microsoft's builds for Windows send
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors

@@ -17,6 +17,10 @@ class DataError(BudgetnetError):
     """Data is missing, damaged, hostile, or not what it was said to be."""
 
 
+class WriteError(DataError):
+    """A file cannot be written: the disk is full, the folder is read-only or gone."""
+
+
 class BudgetError(BudgetnetError):
     """A network has more trainable parameters than the budget allows."""
 
@@ -25,8 +29,16 @@ class CheckpointError(BudgetnetError):
     """A checkpoint or model file is missing, damaged, or belongs to another network."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written: the checksum over its content does not hold."""
+
+
 class TrainingError(BudgetnetError):
     """A training cannot go on: the loss is not finite, or the run folder cannot be written."""
+
+
+class FolderError(TrainingError):
+    """A run's folder cannot be used: another process has it, or it is full, read-only or gone."""
 
 
 def reason(error: OSError) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from budgetnet.errors import DataError
+from budgetnet.errors import WriteError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, keep: str | None = None) -> Iterator[Path]:
     """Give an empty file beside `path` to write to; when the block ends well it takes the place of `path`.
 
     It is flushed to the disk, renamed over `path` (through a symbolic link, the file that it names), and the folder is
@@ -22,48 +24,105 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to be written, new or not; its folder exists.
+        keep: the name, in the same folder, that the old file gets once the new one is on the disk, instead of being
+            lost. A crash between the two renamings leaves the old file under that name, and nothing at `path`.
 
     Yields:
         A path in the same folder.
 
     Raises:
-        DataError: the folder is missing, or writing failed (full disk, no permission, not a regular file).
+        WriteError: the folder is missing, or writing failed (full disk, no permission, not a regular file).
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise DataError(f"cannot write {path}: there is no folder {target.parent}; create it or choose another")
+        raise WriteError(f"cannot write {path}: there is no folder {target.parent}; create it or choose another")
     if target.exists() and not target.is_file():
-        raise DataError(f"cannot write {path}: it is there and is no file; choose another name")
+        raise WriteError(f"cannot write {path}: it is there and is no file; choose another name")
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         # Made here, not by the caller: a folder that cannot be written is found before any work, with one message.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        _flush(temporary)
+        flush(temporary)
+        if keep is not None and target.exists():
+            os.replace(target, target.with_name(keep))
         os.replace(temporary, target)
         if os.name == "posix":
-            _flush(target.parent)
+            flush(target.parent)
     except OSError as error:
         if error.filename is not None and os.fspath(error.filename) not in (str(temporary), str(target.parent)):
             raise  # about another file, which the block was working on
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
+        with suppress(OSError):
+            temporary.unlink()  # before the message says how much is left
+        raise WriteError(_refusal(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Whatever keeps it from being removed (the folder is gone, say) is no worse than what is told already.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, *, keep: str | None = None) -> None:
     """Write `data` to `path` so that the file is there whole or not at all; see `replacing`.
 
     Raises:
-        DataError: the folder is missing, or writing failed (full disk, no permission, not a regular file).
+        WriteError: the folder is missing, or writing failed (full disk, no permission, not a regular file).
     """
-    with replacing(path) as temporary:
+    with replacing(path, keep=keep) as temporary:
         temporary.write_bytes(data)
 
 
-def _flush(path: Path) -> None:
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of a file that is there, and wait until it is on the disk.
+
+    A crash or a full disk may leave a part of it, or as many other bytes.
+
+    Raises:
+        WriteError: writing failed, or the file is not there.
+    """
+    try:
+        with path.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(_refusal(path, error)) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and wait until the disk knows.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.exists():
+        path.unlink()
+        flush(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, unless they are there, and wait until the disk knows their names.
+
+    Raises:
+        OSError: one of them cannot be made, or is there and is no folder.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        flush(made.parent)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what writers that died have left in a folder; whoever calls this knows that nobody writes there now."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+            path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -73,3 +132,17 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _refusal(path: Path, error: OSError) -> str:
+    """The message about a file that could not be written: what the system says, and what would help."""
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            left = f", {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB left there"
+        except OSError:
+            left = ""
+        return f"cannot write {path}: {why}{left}; free some space on the disk of {path.parent}"
+    if error.errno == errno.EFBIG:
+        return f"cannot write {path}: {why}; raise the limit of this process (ulimit -f) or choose another disk"
+    return f"cannot write {path}: {why}; make it writable or choose another folder"

@@ -29,7 +29,7 @@ from budgetnet.config import (
     model_from_dict,
     to_yaml,
 )
-from budgetnet.errors import ConfigError, TrainingError
+from budgetnet.errors import ConfigError, FolderError, TrainingError
 from budgetnet.files import atomic_write, replacing
 from budgetnet.models.residual import ResidualArchitecture, uniform
 from budgetnet.progress import Progress, duration
@@ -423,6 +423,8 @@ def _compete(
         resume, began = (run / "config.yaml").is_file(), time.monotonic()
         try:
             summary = train(config, run, folder=folder, device=device, track=False, resume=resume, test=False)
+        except FolderError:
+            raise  # says nothing about the network, and the next would fare no better
         except TrainingError as error:
             failures.append(error)
             progress.warn(f"{candidate.name}: {error}")

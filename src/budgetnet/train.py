@@ -6,6 +6,7 @@ epoch, step), so that a resumed run needs only the weights, the optimizer's memo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -22,23 +23,30 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, checkpoint, data, devices, evaluate, models, optim, runs
+from budgetnet import __version__, audit, checkpoint, data, devices, evaluate, memory, models, optim, runs
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
-from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, TrainingError
-from budgetnet.files import atomic_write
+from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, FolderError, TrainingError, WriteError
+from budgetnet.files import atomic_write, remove
+from budgetnet.folder import RunFolder, hold, is_empty
+from budgetnet.masking import masked
+from budgetnet.metrics import Metrics
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
-from budgetnet.tracking import Metrics, Tracker
+from budgetnet.store import Status
+from budgetnet.tracking import RECORD, Tracker, is_unsent
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Images whose activations give the norm statistics of averaged weights: more pixels than the second digit needs.
 _NORM_IMAGES = 10_000
+
+# Of the loss in fp16. Above it, gradients that still overflow are above 6e7.
+_LEAST_SCALE = 2.0**-10
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
@@ -184,6 +192,20 @@ class Training:
         if self.average and self.config.ema:
             self.average.update(self.network)
 
+    def wrong(self, network: nn.Module) -> str:
+        """What makes it useless to go on though no loss said so, or nothing; waits for the device.
+
+        Validation would find most of it, but there may be none; and with a loss scale, gradients that always overflow
+        leave every update out, in silence.
+        """
+        bad = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+        if bad:
+            return f"{len(bad)} tensors of the network are not finite (the first is {bad[0]})"
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        if scale < _LEAST_SCALE:
+            return f"gradients overflow in fp16 however small the loss is scaled (now {scale:g}), and no update is made"
+        return ""
+
     def end_epoch(self, indices: Tensor) -> None:
         """With `swa` and in its share of the run, take the weights of the epoch just completed into the average.
 
@@ -209,9 +231,9 @@ class Training:
                 ),
             )
 
-    def save(self, path: Path, checksum: str) -> None:
-        """Write everything that a resumed run needs."""
-        state = {
+    def state(self, checksum: str) -> dict[str, Any]:
+        """Everything that a resumed run needs; with the checksum of the data, so that it resumes on no other."""
+        state: dict[str, Any] = {
             "checksum": checksum,
             "position": asdict(self.at),
             "network": self.network.state_dict(),
@@ -225,15 +247,14 @@ class Training:
             state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
         if self.lookahead:
             state |= {"lookahead": self.lookahead.network.state_dict(), "lookahead_updates": self.lookahead.updates}
-        checkpoint.save_state(path, state)
+        return state
 
-    def load(self, path: Path, checksum: str) -> None:
-        """Go on from what `save` wrote.
+    def load(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
+        """Go on from a `state`, which is from a file at `path`.
 
         Raises:
-            CheckpointError: the file is missing or damaged, or the run was trained on other data or by other teachers.
+            CheckpointError: the run was trained on other data or by other teachers.
         """
-        state = checkpoint.load_state(path)
         if state["checksum"] != checksum:
             raise CheckpointError(
                 f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
@@ -273,6 +294,7 @@ def train(
     track: bool = True,
     resume: bool = False,
     test: bool = True,
+    fit_memory: bool = False,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[Dataset], None] = lambda dataset: None,
 ) -> dict[str, Any]:
@@ -287,6 +309,8 @@ def train(
         track: copy the record to MLflow, where that is installed.
         resume: continue exactly where the run stopped.
         test: test at the end; without, or with `train_on_test`, the summary has no figures of the test images.
+        fit_memory: halve the batch size until a step fits in memory; what it comes to is in config.yaml, and a resumed
+            run keeps it.
         stop: asked after every step whether to save and leave.
         report: called with the data as it was loaded, once the run is complete, before its files go to MLflow.
 
@@ -297,8 +321,11 @@ def train(
         BudgetError: the network is over the budget; nothing was read or written.
         ConfigError: options that do not fit the data, the device, the teachers, or the run that is resumed.
         DataError: the data is missing or damaged, or the run's folder cannot be written.
-        CheckpointError: there is nothing to resume, or it or a teacher is damaged, or has changed.
-        TrainingError: the run's folder exists, or the loss is not finite.
+        CheckpointError: there is nothing to resume, or it (and what was saved before it) or a teacher is damaged, or
+            has changed.
+        FolderError: another process trains into the run's folder, or it is full, read-only or gone; what was saved
+            before is as it was.
+        TrainingError: the run's folder exists, the loss is not finite, or memory has run out.
         Interrupted: `stop` said so, and the state is saved.
     """
     device = device or torch.device("cpu")
@@ -310,13 +337,15 @@ def train(
     smallest = config.progressive.size or config.image_size
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
     if resume:
+        if fit_memory and (run / "config.yaml").is_file():
+            config = replace(config, batch_size=load(run / "config.yaml").batch_size)
         _check_resumable(config, run)
-        if _finished(config, run, test):
+        if summary := _finished(config, run, test):
             progress.say(f"{run} is finished: there is nothing left to train")
-            return dict(json.loads((run / "summary.json").read_text()))
-        resume = (run / "last.ckpt").is_file()  # a run that died before its first checkpoint begins again
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
+            _tidy_up(config, run, summary, track and is_unsent(run), progress)
+            return summary
+    else:
+        _require_new(run)
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     train_indices, val_indices = data.split(
         _labels(dataset.train), config.val_size, config.split_seed, config.train_size
@@ -325,60 +354,92 @@ def train(
     if config.train_on_test:
         train_indices = torch.cat([train_indices, torch.arange(len(dataset.test)) + len(dataset.train)])
         dataset = dataset.with_test_to_train()
+    audit.check_images(dataset.train.images, train_indices)
+    labels = _labels(dataset.train)
+    for line in audit.check_labels(dataset.classes, labels[train_indices], labels[val_indices]):
+        progress.warn(line)
+    if fit_memory and not resume:
+        config = replace(config, batch_size=_fitting_batch(config, dataset, train_indices, device))
+        progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
     training = Training(config, dataset, train_indices, device)
-    if resume:
-        training.load(run / "last.ckpt", dataset.checksum)
-        if config.epochs < training.at.epoch:
-            raise ConfigError(
-                f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give more"
-            )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "summary.json").unlink(missing_ok=True)  # of fewer epochs than are asked for now
-    except OSError as error:
-        raise TrainingError(f"{run} cannot be made: {error.strerror}; choose another --output") from error
-    atomic_write(run / "config.yaml", to_yaml(config).encode())
-    metrics = Metrics(run / "metrics.csv")
-    metrics.truncate(training.at.epoch)
-    tags = _tags(config, dataset, training.network, device)
-    if training.teachers:
-        tags["teachers"] = ", ".join(training.teachers.digests)
-    progress.begin(config, dataset, run, tags)
-    tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
-    tracker.start(run.resolve().name, asdict(config), tags)
-    try:
+    with hold(run, progress.warn) as place:
+        if not resume:
+            _require_new(run)  # another may have been here in the meantime
+        # A run that died before its first checkpoint begins again.
+        elif found := place.load(progress.warn):
+            training.load(*found, dataset.checksum)
+            if config.epochs < training.at.epoch:
+                raise ConfigError(
+                    f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give "
+                    "more"
+                )
+        remove(run / "summary.json")  # of fewer epochs than are asked for now
+        atomic_write(run / "config.yaml", to_yaml(config).encode())
+        metrics = Metrics(run / "metrics.csv")
+        metrics.truncate(training.at.epoch)
+        tags = _tags(config, dataset, training.network, device)
+        if training.teachers:
+            tags["teachers"] = ", ".join(training.teachers.digests)
+        progress.begin(config, dataset, run, tags)
+        tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
+        tracker.start(run.resolve().name, asdict(config), tags)
         try:
-            _fit(config, dataset, (train_indices, val_indices), run, training, metrics, tracker, progress, stop)
-        finally:
-            progress.end()
-        summary = _test(config, dataset, run, training.at, device, tags, test)
-        atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [], None, None, {})
-        advice = _advice(error, config, device)
-        if advice:
-            raise TrainingError(advice) from error
-        raise
-    report(loaded)
-    files = [run / file for file in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
-    best = checkpoint.load_classifier(run)
-    example = normalize(dataset.train.images[:2], dataset.mean, dataset.std).numpy()
-    tracker.finish("FINISHED", files, best.network, example, summary["final"])
+            try:
+                _fit(config, dataset, (train_indices, val_indices), place, training, metrics, tracker, progress, stop)
+            finally:
+                progress.end()
+            summary = _test(config, dataset, run, training.at, device, tags, test)
+            place.require()
+            atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        except BaseException as error:
+            status: Status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
+            tracker.finish(status, [], None, None, {})
+            if isinstance(error, WriteError):
+                raise FolderError(f"{error}; what was saved before is kept, and --resume goes on from there") from error
+            advice = _advice(error, config, device)
+            if advice:
+                raise TrainingError(advice) from error
+            raise
+        report(loaded)
+        _send_results(tracker, run, summary, dataset)
     return summary
+
+
+def _send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any], dataset: Dataset | None = None) -> None:
+    """Give a finished run's files and model to MLflow, with two images as an example of what the model takes."""
+    files = [run / name for name in RECORD if (run / name).exists()]
+    best = checkpoint.load_classifier(run)
+    size = best.image_size
+    images = dataset.train.images[:2] if dataset else torch.zeros(2, len(best.mean), size, size, dtype=torch.uint8)
+    example = normalize(images, best.mean, best.std).numpy()
+    tracker.finish("FINISHED", files, best.network, example, summary["final"])
+
+
+def _tidy_up(config: Config, run: Path, summary: Mapping[str, Any], unsent: bool, progress: Progress) -> None:
+    """Remove what a finished run that was killed in its last moments has left, and send to MLflow what it has not."""
+    try:
+        with hold(run, progress.warn):
+            if unsent:
+                tracker = Tracker(run, experiment=config.experiment, warn=progress.warn)
+                tracker.start(run.resolve().name, asdict(config), summary["tags"])
+                _send_results(tracker, run, summary)
+    except FolderError as error:  # such as one that is read-only by now, which is no harm else
+        if unsent:
+            progress.warn(f"MLflow may lack the end of this run: {error}")
 
 
 def _fit(
     config: Config,
     dataset: Dataset,
     split: tuple[Tensor, Tensor],
-    run: Path,
+    place: RunFolder,
     training: Training,
     metrics: Metrics,
     tracker: Tracker,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> None:
-    """The training loop: from where `training` stands to the last epoch. Writes last.ckpt and best.safetensors."""
+    """The training loop: from where `training` stands to the last epoch. Writes checkpoints and best.safetensors."""
     device, at = training.device, training.at
     if config.compile:
         training.forward = torch.compile(training.network)
@@ -400,6 +461,8 @@ def _fit(
         for (step, images, _, _), loss, correct in zip(pending, outcomes[::2], outcomes[1::2], strict=True):
             if not math.isfinite(loss):
                 where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
+                if at.epoch == step == 0:
+                    raise TrainingError(_bad_from_the_start(where, config))
                 raise TrainingError(_diverged(where, config, learning_rate(step)))
             at.images, at.loss_sum, at.correct = (
                 at.images + images,
@@ -435,7 +498,7 @@ def _fit(
             if asked or (at.step < steps and _due(config, at.step, at.seconds - saved)):
                 if pending:
                     settle()
-                training.save(run / "last.ckpt", dataset.checksum)
+                place.save(training.state(dataset.checksum))
                 saved = at.seconds
             if asked:
                 raise Interrupted
@@ -455,6 +518,8 @@ def _fit(
         training.end_epoch(train_indices)
         candidates = training.candidates
         kept = next(iter(candidates))
+        if wrong := training.wrong(candidates[kept]):
+            raise TrainingError(_diverged(f"after epoch {at.epoch}, {wrong}", config, row["lr"]))
         if config.val_size:
             scores: dict[str, evaluate.Scores] = {}
             try:
@@ -473,13 +538,14 @@ def _fit(
             training.plateau.update(scores[kept].loss)
             better = scores[kept].accuracy > at.best_accuracy
             at.best_accuracy = max(scores[kept].accuracy, at.best_accuracy)
+        place.require()
         if better:
             at.best_epoch, at.best_weights = at.epoch, kept
-            _keep(candidates[kept], config, dataset, run, at)
+            _keep(candidates[kept], config, dataset, place.path, at)
         saved = at.seconds = time.monotonic() - clock
         row |= {"images_per_second": speed, "seconds": at.seconds}
         metrics.append(row)
-        training.save(run / "last.ckpt", dataset.checksum)
+        place.save(training.state(dataset.checksum))
         tracker.log_epoch(row)
         progress.epoch(row, better)
         if stop():
@@ -498,7 +564,7 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
             std=dataset.std,
             image_size=dataset.train.images.shape[-1],
             provenance={
-                "config": asdict(config),
+                "config": masked(asdict(config)),
                 "epoch": at.epoch,
                 "weights": at.best_weights,
                 "val_accuracy": at.best_accuracy if config.val_size else None,
@@ -563,11 +629,36 @@ def _check_resumable(config: Config, run: Path) -> None:
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
 
 
-def _finished(config: Config, run: Path, test: bool) -> bool:
-    """Whether the run ended, and was tested where that is wanted, after as many epochs as are asked for now."""
+def _fitting_batch(config: Config, dataset: Dataset, train_indices: Tensor, device: torch.device) -> int:
+    """The recipe's batch size, halved until a step fits in memory."""
+
+    def step(size: int) -> None:
+        training = Training(config, dataset, train_indices, device)
+        training.network.train()
+        batch = train_indices[torch.arange(size) % len(train_indices)].to(device)
+        compute = partial(training.loss, batch, 0, training.images.shape[-1])
+        training.update(compute()[0], config.optimizer.lr, compute)
+
+    return memory.fitting_batch(config.batch_size, step, device)
+
+
+def _require_new(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or not is_empty(run)):
+        raise TrainingError(f"{run} exists: choose another --output, or continue that run with --resume")
+
+
+def _finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
+    """The summary of a run that ended, and was tested where that is wanted, after as many epochs as are asked for now.
+
+    One that is damaged is as good as none: it is made again from what it sums up.
+    """
     if not (run / "summary.json").is_file() or load(run / "config.yaml").epochs != config.epochs:
-        return False
-    return not test or bool(json.loads((run / "summary.json").read_text())["test"])
+        return None
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+        if summary["final"] and (summary["test"] or not test):
+            return summary
+    return None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -593,13 +684,24 @@ def _diverged(what: str, config: Config, rate: float) -> str:
     return f"{what}, at learning rate {rate:g}: try {advice}"
 
 
+def _bad_from_the_start(what: str, config: Config) -> str:
+    """Why the first loss of all may not be finite: no update was made, so that no rate and no clipping can mend it."""
+    causes = ["the images (`budgetnet data verify`)"]
+    if config.distill.teachers:
+        causes.append("the teachers")
+    advice = f"look at {' and '.join(causes)}"
+    if config.precision != "fp32":
+        advice += f", or try --precision fp32 instead of {config.precision}"
+    return f"{what}, before any update: {advice}"
+
+
 def _advice(error: BaseException, config: Config, device: torch.device) -> str:
     """What to try against an error of torch's that an option can mend; nothing for all others."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if memory.is_out_of_memory(error):
         less = max(2, config.batch_size // 2)
         return (
-            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size {less}, or a "
-            "narrower network"
+            f"{device} has not enough memory for batch_size {config.batch_size}: try --batch-size {less} in a new run, "
+            "--batch-size auto, which finds one that fits, or a narrower network"
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"torch.compile failed ({(str(error).splitlines() or [''])[0]}): leave it out by --compile false"
