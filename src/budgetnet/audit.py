@@ -181,8 +181,7 @@ def _fingerprint(images: Tensor) -> Tensor:
     terms /= usual.sqrt()
     terms[:, :, 0, 0] = 0
     flat = terms.flatten(1)
-    length: Tensor = flat.norm(dim=1, keepdim=True)  # type: ignore[no-untyped-call]
-    return flat / length.clamp(min=_FAINT)
+    return flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=_FAINT)
 
 
 def check_images(images: Tensor, train: Tensor) -> None:
