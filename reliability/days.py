@@ -31,6 +31,7 @@ from mlflow_server import Gate, serving, stored
 
 from budgetnet import checkpoint, store, tracking, train
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
+from budgetnet.errors import BudgetnetError
 from budgetnet.metrics import read_metrics
 
 KINDS = {
@@ -124,8 +125,11 @@ def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undis
     if Timed.longest > WAITED:
         wrong.append(f"an epoch waited {Timed.longest:.2f} s")
     for _ in range(2):
-        tracking.send(run, load_network=load_network, warn=wrong.append)
-        wrong += incomplete(stored(gate.uri, run), run)
+        try:
+            tracking.send(run, load_network=load_network, warn=wrong.append)
+            wrong += incomplete(stored(gate.uri, run), run)
+        except (AssertionError, BudgetnetError) as error:
+            wrong.append(str(error))
     return wrong
 
 

@@ -17,7 +17,7 @@ from budgetnet.config import Config
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores, score, score_confusion
 from budgetnet.files import atomic_write
-from budgetnet.tracking import read_metrics
+from budgetnet.metrics import read_metrics
 
 T = TypeVar("T")
 
