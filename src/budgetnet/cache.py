@@ -7,7 +7,9 @@ runs short, so that data larger than the memory can be trained on.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -40,6 +42,10 @@ _TAIL = struct.Struct("<32sQ")
 _LONGEST_ABOUT = 1 << 16  # so that a damaged length does not fill the memory
 _CHUNK = 4 << 20  # bytes of pixels
 _DAY = 24 * 60 * 60
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""What is decoded, whatever a file is called. Pillow knows more: for PostScript, it starts an interpreter."""
+_MOST_PIXELS = 2**26  # of a file: 8192x8192, in 268 MB while it is decoded
+_MOST_BYTES = 2**28  # of a file
 
 
 def cache_folder() -> Path:
@@ -146,7 +152,15 @@ def read_image(path: Path, image_size: int) -> Pixels:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path}: found an image file of more than {_MOST_BYTES:,} bytes: make the image smaller")
+        # From memory: of a file, Pillow would ask for as many bytes as a chunk says that it has.
+        with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise DataError(
+                    f"{path}: found {opened.width}x{opened.height} pixels, expected at most {_MOST_PIXELS:,}: make the "
+                    "image smaller"
+                )
             if opened.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{path}: found pixels of mode {opened.mode}, expected 8 bits a channel: convert the image"
@@ -195,11 +209,15 @@ def _read_about(path: Path) -> _About | None:
             text = file.read(length)
         if hashlib.sha256(text).digest() != digest:
             return None
-        about = _About(**json.loads(text) | {"shape": tuple(json.loads(text)["shape"])})
-    except (OSError, ValueError, TypeError, KeyError, struct.error):
+        said = json.loads(text)
+        about = _About(**said | {"shape": tuple(said["shape"])})
+        if not all(isinstance(part, str) for part in (about.key, about.source)) or not isinstance(about.facts, dict):
+            return None
+        if len(about.shape) != 4 or not all(type(part) is int and 0 < part < 1 << 40 for part in about.shape):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, struct.error):
         return None
-    whole = int(np.prod(about.shape, dtype=np.int64)) + length + _TAIL.size
-    return about if size == whole else None
+    return about if size == math.prod(about.shape) + length + _TAIL.size else None
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
