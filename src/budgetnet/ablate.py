@@ -72,14 +72,19 @@ def read_study(path: Path) -> Study | None:
     variants, always, recipe = content["variants"], content.get("always", ""), content.get("recipe")
     texts = [always, *(variants.values() if isinstance(variants, dict) else [None])]
     if unknown := content.keys() - {"recipe", "always", "variants"}:
-        raise ConfigError(f"{path}: {min(unknown)} is no part of a study, expected recipe, always and variants")
+        raise ConfigError(
+            f"{path}: {min(map(str, unknown))} is no part of a study, expected recipe, always and variants"
+        )
     if not isinstance(recipe, str) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{path}: found no study, expected a recipe, and variants that are names with options each")
-    return Study(
-        recipe=path.parent / recipe,
-        always=shlex.split(always),
-        variants={str(name): shlex.split(options) for name, options in variants.items()},
-    )
+    try:
+        return Study(
+            recipe=path.parent / recipe,
+            always=shlex.split(always),
+            variants={str(name): shlex.split(options) for name, options in variants.items()},
+        )
+    except ValueError as error:
+        raise ConfigError(f"{path}: found options with {str(error).lower()}, expected them as in a shell") from error
 
 
 def one_at_a_time(vary: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
