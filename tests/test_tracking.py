@@ -124,12 +124,35 @@ def test_other_columns_than_the_files_are_refused_and_leave_it_as_it_was(tmp_pat
     assert path.read_text() == "epoch,loss\n1,0.5\n"
 
 
-@pytest.mark.parametrize("line", ["2,x", "2", "2,0.5,1"])
+@pytest.mark.parametrize(
+    "line",
+    ["2,x", "2", "2,0.5,1", "nan,0.5", "1e999,0.5", "2.5,0.5", "-1,0.5", "9" * 30 + ",0.5", '2,"' + "0" * 200_000],
+)
 def test_a_line_damaged_before_the_end_is_named(tmp_path, line):
     path = tmp_path / "metrics.csv"
     path.write_text(f"epoch,loss\n1,0.5\n{line}\n3,0.5\n")
     with pytest.raises(DataError, match=r"metrics\.csv: line 3 is damaged"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: &a [1]\nb: *a\n"),
+        ("config.yaml", "[" * 50_000),
+        ("config.yaml", "a: !!bool maybe"),
+        ("summary.json", "[" * 100_000),
+        ("summary.json", '{"tags": [1]}'),
+        ("summary.json", '{"final": 5}'),
+        ("mlflow.json", "{" * 5),
+        ("mlflow.json", '{"experiment": 1, "more": 2}'),
+    ],
+)
+def test_a_run_folder_with_a_damaged_file_is_not_sent_and_the_file_is_named(tmp_path, name, content):
+    (tmp_path / "config.yaml").write_text("experiment: a\n")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        send(tmp_path, load_network=lambda path: (network(), EXAMPLE), warn=lambda line: None)
 
 
 def test_metrics_that_cannot_be_written_are_the_users_error(tmp_path):

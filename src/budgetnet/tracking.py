@@ -17,6 +17,7 @@ import logging
 import numbers
 import os
 import re
+import reprlib
 import socket
 import sys
 import tempfile
@@ -33,10 +34,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from budgetnet.checkpoint import digest
+from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError, TrainingError
 from budgetnet.files import atomic_write
 
@@ -262,9 +263,9 @@ def send(
     Raises:
         BudgetnetError: the folder is no run, MLflow is not installed, or the store cannot be reached or fails.
     """
-    params = _read_mapping(run / "config.yaml", yaml.safe_load)
+    params = _read_mapping(run / "config.yaml", parse_yaml)
     finished = (run / "summary.json").exists()
-    summary = _read_mapping(run / "summary.json", json.loads) if finished else {}
+    summary = read_summary(run) if finished else {}
     record = _Record.load(run) or _Record(
         experiment=str(params.get("experiment", "budgetnet")), name=run.resolve().name
     )
@@ -650,6 +651,21 @@ def _check_example(network: nn.Module | None, example: np.ndarray[Any, Any] | No
         raise ValueError(f"the example is {found}, expected float32 (n, c, h, w) with n >= 2")
 
 
+def read_summary(run: Path) -> dict[str, Any]:
+    """RUN/summary.json, which sums up a finished run.
+
+    Raises:
+        DataError: it cannot be read, or is damaged.
+    """
+    found = _read_mapping(run / "summary.json", json.loads)
+    for key in ("final", "test", "tags", "hardware"):
+        if not isinstance(found.get(key, {}), dict):
+            raise DataError(
+                f"{run / 'summary.json'} is damaged: {key} is {reprlib.repr(found[key])}, expected a mapping"
+            )
+    return found
+
+
 def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         found = parse(path.read_text(encoding="utf-8"))
@@ -657,7 +673,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}; expected a run folder that `budgetnet train` wrote"
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {_reason(error)}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
@@ -686,15 +702,17 @@ def _parse_metrics(path: Path) -> tuple[list[str], list[list[str]], bool]:
     columns: list[str] = []
     rows: list[list[str]] = []
     for number, line in enumerate(whole.decode(errors="replace").splitlines(), start=1):
-        cells = next(csv.reader([line]), [])
-        if number == 1:
-            columns = cells
-            continue
         try:
+            cells = next(csv.reader([line]), [])
+            if number == 1:
+                columns = cells
+                continue
             if len(cells) != len(columns):
                 raise ValueError(f"{len(cells)} cells under {len(columns)} columns")
             [float(cell) for cell in cells]
-        except ValueError as error:
+            if "epoch" in columns and not re.fullmatch("[0-9]{1,9}", cells[columns.index("epoch")]):
+                raise ValueError("an epoch that is no number of one")
+        except (ValueError, csv.Error) as error:
             raise DataError(f"{path}: line {number} is damaged ({error}); remove that line") from error
         rows.append(cells)
     return columns, rows, len(whole) < len(content)
