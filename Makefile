@@ -38,6 +38,7 @@ bench: $(INSTALLED) ## speed against plain PyTorch, in under 15 minutes; writes 
 	$(BIN)/python benchmarks/bench.py
 
 soak: $(INSTALLED) ## campaigns of faults, in hours; writes docs/reliability.md
+	$(BIN)/python reliability/hostile.py
 	$(BIN)/python reliability/faults.py
 
 clean: ## what was made, but for .venv, data and runs
