@@ -153,6 +153,10 @@ def test_a_study_in_a_file_has_named_variants(tmp_path):
         "recipe: r.yaml\nvariants: {a: 1, b: ''}",
         "recipe: r.yaml\nepochs: 3\nvariants: {a: '', b: ''}",
         "recipe: r.yaml\nshift: many\nvariants: {a: '', b: ''}",
+        "recipe: r.yaml\n1: 3\nb: 4\nvariants: {a: '', b: ''}",
+        """recipe: r.yaml\nvariants: {a: "--x 'a", b: ''}""",
+        "recipe: r.yaml\nalways: '--x \\'\nvariants: {a: '', b: ''}",
+        "recipe: &a r.yaml\nvariants: {a: *a, b: ''}",
     ],
 )
 def test_a_file_with_something_else_than_a_study_is_refused(tmp_path, text):

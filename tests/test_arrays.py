@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -71,6 +72,14 @@ def damaged() -> dict[str, bytes]:
         "no shape": claiming(b"'a'"),
         "code": b"\x93NUMPY\x01\x00" + struct.pack("<H", 30) + b"__import__('os').system('ls') ",
         "another version": b"\x93NUMPY\x09\x00" + whole[8:],
+        "a header of gigabytes": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + whole[10:],
+        "a header that is nested": claiming(b"(" * 3000),
+        "a header of signs": claiming(b"-" * 3000 + b"1"),
+        "a header of more": whole.replace(b"}", b"+", 1),
+        "a shape of many sizes": claiming(b"1, " * 60 + b"1"),
+        "a size of many digits": claiming(b"9" * 5000),
+        "dates": npy(np.zeros(3, "M8[s]")),
+        "records": npy(np.zeros(3, [("a", "u1")])),
         "objects": npy(np.array([Hostile()], dtype=object), allow_pickle=True),
         "a pickle": pickle.dumps(Hostile()),
     }
@@ -86,8 +95,13 @@ def test_what_is_no_array_of_numbers_is_refused_in_one_line_and_nothing_is_run(k
     for read in [lambda: read_npz(tmp_path / "a.npz", "images"), *[lambda: map_npy(tmp_path / "a.npy")]][
         : 1 if kind == "too long" else 2
     ]:
-        with pytest.raises(DataError) as error:
-            read()
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError) as error:
+                read()
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally:
+            tracemalloc.stop()
         assert "\n" not in str(error.value)
         assert "expected" in str(error.value)
     assert not (tmp_path / "was_run").exists()
@@ -114,6 +128,38 @@ def test_a_small_archive_that_would_unpack_to_gigabytes_is_refused_unread(tmp_pa
         info.file_size = 10 + len(text) + 600_000_000  # what the archive says of itself
     with pytest.raises(DataError, match=r"shape 600000000 in 600,000,0.. bytes, expected .* at most 536,870,912"):
         read_npz(tmp_path / "a.npz", "images")
+
+
+def test_a_member_that_claims_more_than_the_archive_has_takes_nothing(tmp_path):
+    zipped(tmp_path / "a.npz", images=npy(levels(2)))
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    entry = raw.index(b"PK\x01\x02")
+    raw[entry + 20 : entry + 24] = struct.pack("<I", 2**31 - 1)
+    (tmp_path / "a.npz").write_bytes(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.npz: found no whole \.npz file"):
+            read_npz(tmp_path / "a.npz", "images")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["|u1", "<i2", ">i8", "<f2", ">f8", "|b1"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (2, 3)])
+def test_any_header_that_numpy_writes_is_read(dtype, shape, tmp_path):
+    array = np.asfortranarray(np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype))
+    for version in ((1, 0), (2, 0), (3, 0)):
+        with (tmp_path / "a.npy").open("wb") as file:
+            np.lib.format.write_array(file, array, version)
+        zipped(tmp_path / "a.npz", x=(tmp_path / "a.npy").read_bytes())
+        for found in (map_npy(tmp_path / "a.npy"), read_npz(tmp_path / "a.npz", "x")):
+            assert found.dtype == array.dtype
+            assert np.array_equal(found, array)
+    header = (tmp_path / "a.npy").read_bytes().replace(b"(2, 3)", b"(2L, 3L)").replace(b"'", b"'")
+    if shape == (2, 3):  # as Python 2 wrote it
+        (tmp_path / "a.npy").write_bytes(header.replace(b"}  ", b"}", 1))
+        assert np.array_equal(map_npy(tmp_path / "a.npy"), array)
 
 
 # CIFAR-10.1 and CIFAR-10.2

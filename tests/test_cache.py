@@ -1,8 +1,11 @@
 """The specification of budgetnet.cache, and of folder trees that go through it."""
 
+import hashlib
 import io
+import json
 import os
 import resource
+import struct
 import subprocess
 import sys
 import time
@@ -212,6 +215,37 @@ def test_a_damaged_file_is_made_anew(tmp_path, kept):
         assert torch.equal(found, expected)
         assert facts == {"fact": 1}
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": ["a"]},
+        {"shape": [[1], 3, 4, 4]},
+        {"shape": [2**62, 4, 1, 1]},
+        {"shape": [1.5, 3, 4, 4]},
+        {"shape": [-1, 3, 4, -4]},
+        {"shape": [True, 3, 4, 4]},
+        {"shape": 5},
+        {"facts": []},
+        {"source": 5},
+        {"source": "a\0b"},
+        {"key": None},
+        {"more": 1},
+    ],
+)
+def test_a_sealed_file_that_says_what_it_should_not_is_no_kept_file(tmp_path, kept, change):
+    names = write_images(tmp_path / "photos", ["0.png"])
+    expected = slowly(tmp_path / "photos", names)
+    about = {"key": "0", "source": "elsewhere", "shape": [1, 3, 4, 4], "facts": {}} | change
+    text = json.dumps(about).encode()
+    kept.mkdir(parents=True)
+    sealed = bytes(48) + text + struct.pack("<32sQ", hashlib.sha256(text).digest(), len(text))
+    (kept / "0.pixels").write_bytes(sealed)
+    deep = b"[" * 60_000
+    (kept / "1.pixels").write_bytes(deep + struct.pack("<32sQ", hashlib.sha256(deep).digest(), len(deep)))
+    assert torch.equal(cache.load_files(tmp_path / "photos", names, SIZE)[0], expected)
+    assert "1.pixels" not in files(kept)
 
 
 def test_another_kept_file_under_the_same_name_is_not_taken_for_it(tmp_path, kept):

@@ -1,6 +1,7 @@
 """The specification of recipes and their options."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("seed: true", "seed is 'True', expected int"),
         ("optimizer: {name: sdg}", "optimizer.name is 'sdg', expected one of sgd, adam, adamw"),
         ("optimizer: nowhere.yaml", "optimizer is 'nowhere.yaml', expected options of its own, or a file"),
-        ("epochs: 2024-99-01", "is not YAML"),
+        ("epochs: 2024-99-01", "epochs is '2024-99-01', expected int"),
         ("model: {stem: 2}", "model.stem is 2, but enhanced has a stem of its own"),
         ("schedule: {milestones: [3]}", "schedule.milestones is given, but schedule.name is cosine"),
         ("optimizer: {betas: [0.5, 0.9]}", "optimizer.betas is given, but optimizer.name is sgd"),
@@ -188,3 +189,98 @@ def test_a_model_survives_its_way_through_a_file():
     assert configuration.model_from_dict(dataclasses.asdict(model)) == model
     with pytest.raises(ConfigError, match=r"model\.depht is not an option"):
         configuration.model_from_dict({"name": "resnet18", "depht": 3})
+
+
+# Recipes of strangers
+
+
+NAMED = "{class_path: evil.Config, init_args: {}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"augment: {NAMED}",
+        "augment: section.yaml",
+        f"augment: '{NAMED}'",
+        f"model: {{name: residual, stages: [{NAMED}]}}",
+        f"model: {{name: residual, stages: '[{NAMED}]'}}",
+        'model: {name: residual, stages: "[{\\x63lass_path: evil.Config}]"}',
+        "model: {name: residual, stages: [evil.Config]}",
+        "augment: evil.Config",
+        "epochs: !!python/name:evil.Config",
+        f"label_smoothing: {NAMED}",
+    ],
+)
+def test_a_recipe_that_names_a_class_imports_nothing(text, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\nclass Config: pass\n")
+    (tmp_path / "section.yaml").write_text(NAMED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError):
+        configuration.load(recipe(tmp_path, text))
+    for option in ("--augment", "--model.stages"):
+        with pytest.raises(ConfigError):
+            configuration.load(recipe(tmp_path, "epochs: 1"), [option, NAMED])
+    assert not (tmp_path / "marker").exists()
+    assert "evil" not in sys.modules
+
+
+LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "it has an alias"),
+        ("distill: &a {teachers: *a}", "it has an alias"),
+        ("augment: {<<: &a {flip: none}}\nmix: *a", "it has an alias"),
+        ("augment: " + "[" * 50_000, "is nested more than 20 deep"),
+        ("augment: " + "{a: " * 50, "is nested more than 20 deep"),
+        ("label_smoothing: '" + "[" * 30_000 + "'", "cannot be a value: it is nested more than 20 deep"),
+        ("label_smoothing: '[&a [1], *a]'", "cannot be a value: it has an alias"),
+        ("experiment: \"['[&a [1], *a]']\"", "cannot be a value: it has an alias"),
+        ("epochs: !!bool maybe", "is not YAML"),
+        ("epochs: !!int ''", "is not YAML"),
+        ("epochs: !!timestamp x", "is not YAML"),
+        ("epochs: '!!bool maybe'", "cannot be a value"),
+        ("epochs: 0x_", "is not YAML"),
+        ("experiment: null", "experiment is null, expected a value"),
+        ("epochs:", "epochs is null, expected a value"),
+        ("optimizer: {lr: ~}", "optimizer.lr is null, expected a value"),
+        ("model: {name: residual, stages: [{depth: null}]}", "'>=' not supported between instances of 'NoneType' and"),
+        ("model: {name: residual, stages: [{depth: [1]}]}", "model.stages"),
+        ("model: {name: residual, stages: [null]}", "model.stages"),
+        ("epochs: " + "9" * 5000, "is not YAML"),
+        ("experiment: " + "x" * 70_000, "has more than 65,536 characters"),
+        ("augment: deep.yaml", "deep.yaml is not YAML: it is nested more than 20 deep"),
+        ("augment: 'a\\0b'", "augment"),
+        ("augment: " + "a" * 5000, "augment"),
+    ],
+)
+def test_a_recipe_that_would_take_memory_time_or_the_stack_is_refused(text, message, tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * 30_000)
+    with pytest.raises(ConfigError) as caught:
+        configuration.load(recipe(tmp_path, text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 30_000, "[&a [1], *a]", "!!bool maybe", "x" * 70_000])
+def test_so_is_such_a_value_on_the_command_line(value, tmp_path):
+    for arguments in (["--experiment", value], [f"--experiment={value}"]):
+        with pytest.raises(ConfigError):
+            configuration.load(recipe(tmp_path, "epochs: 1"), arguments)
+
+
+def test_a_recipe_may_be_a_section_of_a_file_and_have_dates_and_signs_as_texts(tmp_path):
+    (tmp_path / "section.yaml").write_text("{flip: none, crop_padding: 2}")
+    found = configuration.load(recipe(tmp_path, "augment: section.yaml\nexperiment: 2026-11-24\noptimizer: {lr: 1e-3}"))
+    assert (found.augment.crop_padding, found.experiment, found.optimizer.lr) == (2, "2026-11-24", 0.001)
+    assert configuration.load(recipe(tmp_path, "experiment: 'a & b: *c*, [d'")).experiment == "a & b: *c*, [d"
+
+
+def test_an_error_is_one_printable_line_whatever_it_repeats():
+    assert str(ConfigError("a\nb\x1b[2J\u202e")) == "a\\nb\\x1b[2J\\u202e"
+    assert str(ConfigError("é " + "x" * 10_000)).startswith("é xxx")
+    assert len(str(ConfigError("x" * 10_000 + "end"))) < 2_000
+    assert str(ConfigError("x" * 10_000 + "end")).endswith("xend")
+    assert str(ConfigError()) == ""

@@ -1,23 +1,26 @@
 """The specification of budgetnet.data, but for the download (test_download.py)."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
+import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from budgetnet import cifar, data, pickles
+from budgetnet import cifar, data
 from budgetnet.errors import ConfigError, DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -499,43 +502,6 @@ def test_a_damaged_pickle_gives_images_or_a_data_error_and_nothing_else(tmp_path
     read_or_refused(path)
 
 
-def genops_allows(raw):
-    """The slow and obvious way to check the opcodes of a pickle."""
-    tuples = 0
-    for position, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
-        tuples += "TUPLE" in opcode.name
-        memo = "PUT" in opcode.name and isinstance(argument, int) and argument > position
-        if not pickles._OPCODES.fullmatch(opcode.name) or memo or tuples > pickles._MAX_TUPLES:
-            return False
-    return True
-
-
-@fuzz
-@given(draw=st.data(), protocol=st.sampled_from([0, 1, 2, 3, 4, 5]))
-def test_the_check_of_opcodes_says_what_pickletools_says(draw, protocol):
-    content = {b"labels": [3, 300, 70_000, 2**40], "name": ["a.png", b"b" * 300, None, True], "f": (0.5, (1, 2, 3, 4))}
-    raw = bytearray(pickle.dumps(content | {"x": np.arange(3)}, protocol))
-    places = st.one_of(
-        st.sampled_from([place for _, _, place in pickletools.genops(bytes(raw))]), st.integers(0, len(raw) - 1)
-    )
-    opcodes = st.sampled_from([ord(opcode.code) for opcode in pickletools.opcodes])
-    for place, value in draw.draw(st.lists(st.tuples(places, st.one_of(opcodes, st.integers(0, 255))), max_size=3)):
-        raw[place] = value
-    cut = bytes(raw[: draw.draw(st.one_of(st.just(len(raw)), places))])
-    try:
-        expected = genops_allows(cut)
-    except UnicodeDecodeError:
-        assume(False)  # which the unpickler itself refuses
-    except (ValueError, struct.error):
-        expected = False
-    try:
-        pickles._check_opcodes(cut)
-        found = True
-    except (DataError, ValueError, LookupError, struct.error):
-        found = False
-    assert found == expected
-
-
 @fuzz
 @given(raw=st.binary(max_size=200))
 @pytest.mark.parametrize("suffix", ["", ".pkl", ".bin", ".npy", ".png", ".jpg", ".gif"])
@@ -691,6 +657,58 @@ def test_an_image_that_claims_a_huge_size_is_refused(tmp_path):
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)))
     refused(lambda: data.read_images(path), path)
+
+
+def chunk(name, content, length=None):
+    return (
+        struct.pack(">I", len(content) if length is None else length)
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
+
+
+def test_a_chunk_that_claims_gigabytes_takes_nothing(tmp_path):
+    raw = save(picture(0), tmp_path / "a.png").read_bytes()
+    end = raw.index(b"IEND") - 4
+    more = chunk(b"IDAT", b"", 2**32 - 1)
+    (tmp_path / "a.png").write_bytes(raw[:33] + raw[33:end] + more + raw[end:])
+    tracemalloc.start()
+    try:
+        read_or_refused(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_of_more_pixels_than_a_photo_has_is_refused_before_it_is_decoded(tmp_path):
+    header = struct.pack(">IIBBBBB", 8193, 8192, 8, 2, 0, 0, 0)
+    raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(raw)
+    refused(lambda: data.read_images(tmp_path / "a.png"), "8193x8192 pixels", "at most 67,108,864")
+
+
+def test_an_image_file_of_gigabytes_is_not_read(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(2**31)
+    refused(lambda: data.read_images(tmp_path / "a.png"), "more than 268,435,456 bytes")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(x) show\n%%EOF\n"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".tif"])
+def test_an_image_of_another_kind_than_the_usual_is_refused_and_starts_no_interpreter(tmp_path, monkeypatch, suffix):
+    for name in ("gs", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path / 'marker'}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / f"a{suffix}").write_bytes(POSTSCRIPT)
+    refused(lambda: data.read_images(tmp_path / f"a{suffix}"), "no readable image")
+    assert not (tmp_path / "marker").exists()
+    with contextlib.suppress(OSError), Image.open(tmp_path / f"a{suffix}") as opened:
+        opened.load()
+    assert (tmp_path / "marker").exists()  # which it would be, if any kind were taken
 
 
 def test_a_class_without_images_is_named(tmp_path):

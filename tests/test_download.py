@@ -1,12 +1,14 @@
 """The specification of budgetnet.download, against a real server that misbehaves."""
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
 import re
 import tarfile
 import threading
+import tracemalloc
 
 import pytest
 from test_data import refused, write_cifar100, write_python_batches
@@ -209,6 +211,102 @@ def test_an_archive_that_writes_outside_its_folder_is_refused(server, tmp_path, 
     refused(lambda: get(server, tmp_path / "data"), "archive")
     assert not list(tmp_path.rglob("escaped"))
     assert names(tmp_path / "data") == []
+
+
+INSIDE = "cifar-10-batches-py"
+
+
+def member(name, content=b"", **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info, content
+
+
+HOSTILE = {
+    "a symbolic link": [member(f"{INSIDE}/a", type=tarfile.SYMTYPE, linkname="/etc")],
+    "a link out of the folder, and a file through it": [
+        member(f"{INSIDE}/a", type=tarfile.SYMTYPE, linkname="../.."),
+        member(f"{INSIDE}/a/escaped", b"evil"),
+    ],
+    "a hard link": [member(f"{INSIDE}/a", b"one"), member(f"{INSIDE}/b", type=tarfile.LNKTYPE, linkname="/etc/passwd")],
+    "a device": [member(f"{INSIDE}/a", type=tarfile.CHRTYPE, devmajor=1, devminor=5)],
+    "a block device": [member(f"{INSIDE}/a", type=tarfile.BLKTYPE)],
+    "a pipe": [member(f"{INSIDE}/a", type=tarfile.FIFOTYPE)],
+    "a folder that is a link": [member(INSIDE, type=tarfile.SYMTYPE, linkname="/tmp")],
+    "a name that goes up": [member(f"{INSIDE}/../../escaped", b"evil")],
+    "a name of dots": [member("..", type=tarfile.DIRTYPE)],
+    "an absolute name": [member("/tmp/budgetnet-escaped", b"evil")],
+    "a name of another system": [member(f"{INSIDE}\\\\..\\\\escaped", b"evil")],
+    "a name of a drive": [member("C:/escaped", b"evil")],
+    "a name within a name": [member(f"{INSIDE}/a/b", b"evil")],
+    "a name of lines": [member(f"{INSIDE}/a\nb", b"evil")],
+    "a hidden file": [member(f"{INSIDE}/.bashrc", b"evil")],
+    "a long name by a header": [member(f"{INSIDE}/../../" + "escaped" * 60, b"evil")],
+    "a file twice": [member(f"{INSIDE}/a", b"one"), member(f"{INSIDE}/a", b"two")],
+    "a file over a folder": [member(f"{INSIDE}", type=tarfile.DIRTYPE), member(INSIDE, b"evil")],
+    "a sparse file": [member(f"{INSIDE}/a", type=tarfile.GNUTYPE_SPARSE, size=2**40)],
+    "a file of a terabyte": [member(f"{INSIDE}/a", type=tarfile.REGTYPE, size=2**40)],
+    "a long name of a terabyte": [member("x", type=tarfile.GNUTYPE_LONGNAME, size=2**40)],
+    "a long link": [
+        member("x", b"/etc/passwd\0", type=tarfile.GNUTYPE_LONGLINK),
+        member(f"{INSIDE}/a", type=tarfile.SYMTYPE),
+    ],
+    "records of a terabyte": [member("x", type=tarfile.XHDTYPE, size=2**40)],
+    "records for all of a terabyte": [member("x", type=tarfile.XGLTYPE, size=2**40)],
+    "records that move a file": [member(f"{INSIDE}/a", b"evil", pax_headers={"path": "../escaped"})],
+    "records that make a file endless": [member(f"{INSIDE}/a", b"evil", pax_headers={"size": str(2**40)})],
+    "records that make a file negative": [member(f"{INSIDE}/a", b"evil", pax_headers={"size": "-512"})],
+    "records that make a file sparse": [
+        member(f"{INSIDE}/a", b"evil", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+    ],
+    "records behind records behind records": [member("x", b"", type=tarfile.XHDTYPE)] * 3000,
+    "thousands of files of many bytes": [member(f"{INSIDE}/{i}", type=tarfile.REGTYPE, size=2**28) for i in range(3)],
+}
+
+
+def hostile_archive(members):
+    """Compressed, with contents as they are given, whatever their headers say."""
+    raw = b"".join(
+        info.tobuf(tarfile.PAX_FORMAT, errors="surrogateescape") + content + bytes(-len(content) % 512)
+        for info, content in members
+    )
+    return gzip.compress(raw + bytes(1024), mtime=0)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_archive_of_other_than_files_of_modest_size_is_refused(server, tmp_path, kind):
+    server.body = hostile_archive([member(f"{INSIDE}/first", b"one"), *HOSTILE[kind]])
+    tracemalloc.start()
+    try:
+        refused(lambda: get(server, tmp_path / "data"), "no sound tar.gz", "deleted")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert names(tmp_path / "data") == []
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_at_its_header(server, tmp_path):
+    raw = member(f"{INSIDE}/a", size=2**33)[0].tobuf(tarfile.GNU_FORMAT)
+    server.body = gzip.compress(raw + bytes(50_000_000), 1, mtime=0)
+    refused(lambda: get(server, tmp_path / "data"), "no sound tar.gz")
+    assert names(tmp_path / "data") == []
+
+
+def test_an_archive_with_fine_times_and_a_dot_before_its_names_is_unpacked(server, tmp_path):
+    records = {"mtime": "1234567890.5"}
+    server.body = hostile_archive(
+        [
+            member(f"./{INSIDE}/", type=tarfile.DIRTYPE, pax_headers=records),
+            member(f"./{INSIDE}/batches.meta", b"one", pax_headers=records),
+            member(f"./{INSIDE}/readme.html", b"two" * 1000),
+        ]
+    )
+    folder = get(server, tmp_path / "data")
+    assert names(folder) == ["batches.meta", "readme.html"]
+    assert (folder / "readme.html").read_bytes() == b"two" * 1000
 
 
 def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):

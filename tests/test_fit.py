@@ -257,6 +257,44 @@ def test_a_folder_of_another_request_is_refused_with_what_differs(fitted, recipe
     assert "exists and holds no fit.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("candidates", 0, "name"), "../../escaped w4"),
+        (("candidates", 0, "name"), "preact 2-2-2 w../../escaped"),
+        (("candidates", 0, "name"), "/tmp/escaped"),
+        (("candidates", 0, "name"), None),
+        (("candidates", 0, "family"), "none"),
+        (("candidates", 0, "model", "name"), 5),
+        (("candidates", 0, "model", "stages"), 5),
+        (("candidates", 0, "model", "stages", 0), {"depth": "deep"}),
+        (("candidates", 0, "parameters"), "many"),
+        (("candidates", 0, "latency_ms"), float("nan")),
+        (("candidates", 0), []),
+        (("candidates",), 5),
+        (("request",), []),
+        (("request", "recipe"), None),
+    ],
+)
+def test_a_fit_json_that_says_what_it_should_not_is_refused(fitted, recipe_file, tmp_path, capsys, place, value):
+    content = json.loads((fitted / "fit.json").read_text())
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "fit.json").write_text(json.dumps(content))
+    assert cli.main(arguments(recipe_file, "--output", str(tmp_path))) == 1
+    assert "fit.json is not what an earlier call wrote" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path != recipe_file] == ["fit.json"]
+
+
+@pytest.mark.parametrize("text", ["", "5", "[" * 100_000, "{}", '{"request": {}, "candidates": []}', "\udcff"])
+def test_a_damaged_fit_json_is_refused(recipe_file, tmp_path, capsys, text):
+    (tmp_path / "fit.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert cli.main(arguments(recipe_file, "--output", str(tmp_path))) == 1
+    assert "fit.json is not what an earlier call wrote" in capsys.readouterr().err
+
+
 def test_without_epochs_the_proposals_are_printed_and_nothing_is_trained(monkeypatch, capsys):
     monkeypatch.setattr(Training, "__init__", None)
     command = ["fit", "--budget", "12000", "--dataset", "digits", "--families", "preact", "--epochs", "0"]

@@ -82,7 +82,10 @@ def test_other_columns_than_the_files_are_refused_and_leave_it_as_it_was(tmp_pat
     assert path.read_text() == "epoch,loss\n1,0.5\n"
 
 
-@pytest.mark.parametrize("line", ["2,x", "2", "2,0.5,1"])
+@pytest.mark.parametrize(
+    "line",
+    ["2,x", "2", "2,0.5,1", "nan,0.5", "1e999,0.5", "2.5,0.5", "-1,0.5", "9" * 30 + ",0.5", '2,"' + "0" * 200_000],
+)
 def test_a_line_damaged_before_the_end_is_named(tmp_path, line):
     path = tmp_path / "metrics.csv"
     path.write_text(f"epoch,loss\n1,0.5\n{line}\n3,0.5\n")

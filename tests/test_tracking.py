@@ -24,7 +24,7 @@ from torch import nn
 
 from budgetnet import checkpoint, cli, store, tracking
 from budgetnet import config as configuration
-from budgetnet.errors import BudgetnetError
+from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.metrics import Metrics, read_metrics
 from budgetnet.tracking import Tracker, send
 from budgetnet.train import train as train_alone
@@ -49,6 +49,26 @@ FLAT = {
 }
 TAGS = {"git_commit": "0123abc", "data_checksum": "c58f", "parameters": "1234"}
 FINAL = {"test_accuracy": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: &a [1]\nb: *a\n"),
+        ("config.yaml", "[" * 50_000),
+        ("config.yaml", "a: !!bool maybe"),
+        ("summary.json", "[" * 100_000),
+        ("summary.json", '{"tags": [1]}'),
+        ("summary.json", '{"final": 5}'),
+        ("mlflow.json", "{" * 5),
+        ("mlflow.json", '{"experiment": 1, "more": 2}'),
+    ],
+)
+def test_a_run_folder_with_a_damaged_file_is_not_sent_and_the_file_is_named(tmp_path, name, content):
+    (tmp_path / "config.yaml").write_text("experiment: a\n")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        send(tmp_path, load_network=lambda path: (network(), EXAMPLE), warn=lambda line: None)
 
 
 # ---------------------------------------------------------------------------------------------------- what a run does

@@ -79,17 +79,22 @@ def read_study(path: Path) -> Study | None:
     shift = content.get("shift", 0)
     texts = [always, *(variants.values() if isinstance(variants, dict) else [None])]
     if unknown := content.keys() - {"recipe", "always", "shift", "variants"}:
-        raise ConfigError(f"{path}: {min(unknown)} is no part of a study, expected recipe, always, shift and variants")
+        raise ConfigError(
+            f"{path}: {min(map(str, unknown))} is no part of a study, expected recipe, always, shift and variants"
+        )
     if type(shift) is not int:
         raise ConfigError(f"{path}: shift is {shift!r}, expected a number of validation images")
     if not isinstance(recipe, str) or not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{path}: found no study, expected a recipe, and variants that are names with options each")
-    return Study(
-        recipe=path.parent / recipe,
-        always=shlex.split(always),
-        variants={str(name): shlex.split(options) for name, options in variants.items()},
-        shift=shift,
-    )
+    try:
+        return Study(
+            recipe=path.parent / recipe,
+            always=shlex.split(always),
+            variants={str(name): shlex.split(options) for name, options in variants.items()},
+            shift=shift,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{path}: found options with {str(error).lower()}, expected them as in a shell") from error
 
 
 def one_at_a_time(vary: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -7,7 +7,9 @@ runs short, so that data larger than the memory can be trained on.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -43,6 +45,9 @@ _TAIL = struct.Struct("<32sQ")
 _LONGEST_ABOUT = 1 << 16  # so that a damaged length does not fill the memory
 _CHUNK = 4 << 20  # bytes of pixels
 _DAY = 24 * 60 * 60
+MOST_PIXELS = 2**26
+"""Of an image, as it claims before it is decoded: 8192x8192, more than most telephones take, 200 MB when decoded."""
+_MOST_BYTES = 2**28  # of a file
 
 
 def cache_folder() -> Path:
@@ -140,13 +145,13 @@ def decode(root: Path, names: Sequence[str], image_size: int, progress: Progress
                 progress(start + len(some), len(names))
 
 
-def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int | None = None) -> Pixels:
+def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int = MOST_PIXELS) -> Pixels:
     """One image file, upright, as uint8 (3, image_size, image_size).
 
     Args:
         source: the file, or its content.
         image_size: side in pixels that the image is resized to.
-        most_pixels: an image that claims more is refused before it is decoded; None leaves it to Pillow's own limit.
+        most_pixels: an image that claims more is refused before it is decoded.
 
     Raises:
         DataError: the image is missing, damaged, too large or of more than 8 bits a channel.
@@ -155,8 +160,13 @@ def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int | None
 
     path = source if isinstance(source, Path) else "the file"
     try:
+        if isinstance(source, Path):
+            if source.stat().st_size > _MOST_BYTES:
+                raise DataError(f"{path}: found an image file of more than {_MOST_BYTES:,} bytes: shrink the image")
+            # From memory: of a file, Pillow would ask for as many bytes as a chunk says that it has.
+            source = io.BytesIO(source.read_bytes())
         with Image.open(source, formats=FORMATS) as opened:
-            if most_pixels is not None and opened.width * opened.height > most_pixels:
+            if opened.width * opened.height > most_pixels:
                 raise DataError(
                     f"{path}: found {opened.width:,}x{opened.height:,} pixels, expected at most {most_pixels:,}: "
                     "shrink the image"
@@ -215,11 +225,15 @@ def _read_about(path: Path) -> _About | None:
             text = file.read(length)
         if hashlib.sha256(text).digest() != digest:
             return None
-        about = _About(**json.loads(text) | {"shape": tuple(json.loads(text)["shape"])})
-    except (OSError, ValueError, TypeError, KeyError, struct.error):
+        said = json.loads(text)
+        about = _About(**said | {"shape": tuple(said["shape"])})
+        if not all(isinstance(part, str) for part in (about.key, about.source)) or not isinstance(about.facts, dict):
+            return None
+        if len(about.shape) != 4 or not all(type(part) is int and 0 < part < 1 << 40 for part in about.shape):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, struct.error):
         return None
-    whole = int(np.prod(about.shape, dtype=np.int64)) + length + _TAIL.size
-    return about if size == whole else None
+    return about if size == math.prod(about.shape) + length + _TAIL.size else None
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import re
 import reprlib
 import types
@@ -26,12 +25,14 @@ from budgetnet import config as configuration
 from budgetnet import models
 from budgetnet.config import ModelConfig
 from budgetnet.data import CIFAR10_CLASSES
-from budgetnet.errors import CheckpointError, ConfigError, DamagedError
+from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
 from budgetnet.files import atomic_write
+from budgetnet.pickles import rehearse
 
 STATE_FORMAT = 1
 MODEL_FORMAT = "budgetnet 2"  # 1 had no checksum over the metadata
 METADATA = ("model", "classes", "mean", "std", "image_size", "provenance")
+_LEGACY_PICKLES = 5  # of a checkpoint that is no archive: magic, version, machine, content, and which tensors follow
 CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
@@ -182,15 +183,15 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
             )
 
     classes, mean, std, size = found["classes"], found["mean"], found["std"], found["image_size"]
-    require(_has_type(classes, list[str]) and len(classes) >= 2, "classes", "a list of 2 or more names")
-    require(_has_type(mean, list[float]) and len(mean) == CHANNELS, "mean", f"{CHANNELS} finite numbers")
+    require(has_type(classes, list[str]) and len(classes) >= 2, "classes", "a list of 2 or more names")
+    require(has_type(mean, list[float]) and len(mean) == CHANNELS, "mean", f"{CHANNELS} finite numbers")
     require(
-        _has_type(std, list[float]) and len(std) == CHANNELS and min(std) > 0,
+        has_type(std, list[float]) and len(std) == CHANNELS and min(std) > 0,
         "std",
         f"{CHANNELS} finite numbers above 0",
     )
     require(
-        _has_type(size, int) and size in IMAGE_SIZES, "image_size", f"pixels from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}"
+        has_type(size, int) and size in IMAGE_SIZES, "image_size", f"pixels from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}"
     )
     require(isinstance(found["provenance"], dict), "provenance", "a dictionary")
     require(isinstance(found["model"], dict), "model", "the options of a network")
@@ -198,7 +199,7 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
         model = configuration.model_from_dict(found["model"])
     except (ConfigError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has unusable metadata: {_one_line(error)}") from error
-    require(_has_type(model, ModelConfig), "model", "options of the types that a recipe has")
+    require(has_type(model, ModelConfig), "model", "options of the types that a recipe has")
     return Classifier(
         network=_rebuild(path, model, len(classes), size, tensors),
         model=model,
@@ -210,18 +211,18 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
     )
 
 
-def _has_type(value: Any, hint: Any) -> bool:
+def has_type(value: Any, hint: Any) -> bool:
     """Whether `value` is what the annotation `hint` of a configuration says; a number must be finite."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin in (Union, types.UnionType):
-        return any(_has_type(value, choice) for choice in arguments)
+        return any(has_type(value, choice) for choice in arguments)
     if origin is list:
-        return isinstance(value, list) and all(_has_type(entry, arguments[0]) for entry in value)
+        return isinstance(value, list) and all(has_type(entry, arguments[0]) for entry in value)
     if is_dataclass(hint):
         kinds = get_type_hints(hint)
-        return type(value) is hint and all(_has_type(getattr(value, name), kind) for name, kind in kinds.items())
+        return type(value) is hint and all(has_type(getattr(value, name), kind) for name, kind in kinds.items())
     if hint is float:
         return type(value) in (int, float) and abs(value) < 2**53
     return type(value) is hint
@@ -312,26 +313,48 @@ def _read(path: Path) -> bytes:
 
 
 def _load_tensors(path: Path, content: bytes) -> dict[str, Any]:
+    """What torch.save wrote of plain values and tensors, rehearsed before torch sees it: see `pickles.rehearse`.
+
+    Raises:
+        CheckpointError: it is damaged, or holds or claims anything else.
+    """
     try:
         if content.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > len(content):  # torch.save does not compress, so this is a bomb
-                raise ValueError(f"it unpacks to {unpacked:,} bytes from {len(content):,}")
+            content = _repacked(content)
+        else:
+            at = 0
+            for _ in range(_LEGACY_PICKLES):
+                at = rehearse(content, at, len(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what it may fail to read; then it fails, and that is told
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        held = f"holds {found[1]}" if found else "is damaged, or holds more than tensors and plain values"
+    except DataError as error:
         raise CheckpointError(
-            f"{path} {held}, which is never loaded: only tensors, plain numbers, strings and containers are"
+            f"{path} holds {error}, which is never loaded: only tensors, plain numbers, strings and containers are"
         ) from error
     except Exception as error:  # torch reports damage by whatever its zip, pickle and tensor readers meet first
         raise CheckpointError(f"{path} is no readable checkpoint: {_one_line(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dictionary")
     return state
+
+
+def _repacked(content: bytes) -> bytes:
+    """A checkpoint's archive, its pickle rehearsed, written anew: two readers can find different files in one."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(packed, "w") as anew:
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > len(content):  # torch.save does not compress, so this is a bomb
+            raise ValueError(f"it unpacks to {unpacked:,} bytes from {len(content):,}")
+        if any(entry.compress_size > len(content) for entry in entries) or len(set(archive.namelist())) < len(entries):
+            raise ValueError("an archive whose parts overlap")
+        for entry in entries:
+            data = archive.read(entry)
+            if entry.filename.endswith(".pkl"):
+                rehearse(data, 0, len(content))
+            anew.writestr(zipfile.ZipInfo(entry.filename), data)
+    return packed.getvalue()
 
 
 def digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

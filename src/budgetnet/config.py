@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -23,6 +24,10 @@ from budgetnet.masking import masked
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_LONGEST = 1 << 16  # characters of a YAML file, or of a value
+_DEEPEST = 20
+# What PyYAML raises on what is no YAML, or has a tag that does not fit it: `!!bool maybe`, `!!int ""`.
+_BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 DatasetName = Literal["cifar10", "cifar100", "folder", "digits"]
 Tta = Literal["none", "flip", "flip-shift"]
 
@@ -515,8 +520,13 @@ def add_options(parser: ArgumentParser) -> None:
     """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them."""
     import jsonargparse
 
-    # So that help shows what stands under each field.
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # The first, so that help shows what stands under each field. The other, because a value may be written as the name
+    # of a class, whose module is imported before anyone asks whether it belongs there: none is, but for stages.
+    jsonargparse.set_parsing_settings(
+        docstring_parse_attribute_docstrings=True,
+        import_path_denylist=["*"],
+        import_path_allowlist=[f"{__name__}.{StageConfig.__name__}"],
+    )
     action = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
     parser.add_argument("--recipe", action=action, help=argparse.SUPPRESS)
     parser.add_class_arguments(Config)
@@ -543,13 +553,17 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Nam
         name = argument[2:].partition("=")[0]
         if argument.startswith("--") and not any(option == name or option.startswith(name + ".") for option in options):
             raise ConfigError(f"--{name} is not an option{_nearest(name, options, '--')}")
+    values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
+    _require_plain(values, "the command line")
+    arguments = _with_files(arguments)
     try:
         parsed = parser.parse_args(arguments)
         recipe = parsed.get("recipe_file")
         if recipe is not None:
             parsed = parser.parse_args([*_recipe_arguments(Path(recipe)), *arguments])
         made = parser.instantiate(parsed)
-    except argparse.ArgumentError as error:
+    # Besides its own, what the parser meets in values of lists that it looks at no closer: `stages: [{depth: null}]`.
+    except (argparse.ArgumentError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ConfigError(_readable(str(error))) from error
     names = {f.name for f in fields(Config)}
     return (
@@ -592,17 +606,80 @@ def model_from_dict(values: dict[str, Any]) -> ModelConfig:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, as plain values.
+    """What a YAML file of at most 65,536 characters holds, as plain values; dates are strings.
 
     Raises:
-        ConfigError: it cannot be read, or is not YAML.
+        ConfigError: it cannot be read, is not YAML, is longer, has aliases, or is nested more than 20 deep.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(_LONGEST + 1))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    _require_plain(content, str(path))
+    return content
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML holds, as `read_yaml` reads it.
+
+    Raises:
+        ValueError: it is none, or more than a recipe needs.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has more than {_LONGEST:,} characters, where a recipe has a few thousand")
+    try:
+        return _Loader(text).get_single_data()
+    except _BROKEN as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates, and without what a short text can grow by: aliases and depth."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  typed in the base class
+        first: [(tag, pattern) for tag, pattern in patterns if not tag.endswith(":timestamp")]
+        for first, patterns in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise _ExcessError("it has an alias (*name), expected the value itself")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise _ExcessError(f"it is nested more than {_DEEPEST} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _ExcessError(yaml.YAMLError):
+    """Of a text that is YAML, but more than a recipe needs."""
+
+
+def _require_plain(value: Any, source: str) -> None:
+    """Refuse texts that would be YAML of the forbidden kinds when the parser of options looks into them, as it does."""
+    if isinstance(value, dict | list):
+        for entry in value.items() if isinstance(value, dict) else value:
+            _require_plain(list(entry) if isinstance(entry, tuple) else entry, source)
+    elif isinstance(value, str):
+        if len(value) > _LONGEST:
+            raise ConfigError(f"{source}: a value has more than {_LONGEST:,} characters: {value[:40]!r}...")
+        try:
+            inner = _Loader(value).get_single_data()
+        except _BROKEN as error:
+            if isinstance(error, yaml.YAMLError) and not isinstance(error, _ExcessError):
+                return  # so it is a text and no more
+            why = " ".join(str(error).split())
+            raise ConfigError(f"{source}: {value[:40]!r} cannot be a value: {why}") from error
+        if inner != value:
+            _require_plain(inner, source)
 
 
 def _recipe_arguments(path: Path) -> list[str]:
@@ -612,31 +689,51 @@ def _recipe_arguments(path: Path) -> list[str]:
         return []
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected the options of a recipe, one a line")
-    options = set(_option_names(Config))
+    options = dict(_options(Config))
     for section, kind in get_type_hints(Config).items():
-        if is_dataclass(kind) and section in content and not isinstance(content[section], dict | str):
+        if not is_dataclass(kind) or section not in content:
+            continue
+        value = content[section]
+        if isinstance(value, str) and os.path.isfile(path.parent / value):
+            # Read here: the parser would take `section.yaml` for the name yaml in a module.
+            content[section] = value = read_yaml(path.parent / value)
+        if not isinstance(value, dict | str):
             example = f"{section}.{fields(kind)[0].name}"
-            raise ConfigError(
-                f"{path}: {section} is {content[section]!r}, expected options of its own, such as {example}"
-            )
-    for name in _keys(content):
+            raise ConfigError(f"{path}: {section} is {value!r}, expected options of its own, such as {example}")
+    for name, value in _entries(content):
         if name not in options:
             raise ConfigError(f"{path}: {name} is not an option{_nearest(name, options)}")
-    return ["--recipe", str(path)]
+        if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
+            raise ConfigError(f"{path}: {name} is null, expected a value, or no such line")
+    return ["--recipe", yaml.safe_dump(content)] if content else []
 
 
-def _option_names(kind: type, prefix: str = "") -> Iterator[str]:
+def _with_files(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which the files that sections are read from have their whole names, as the parser needs them."""
+    found: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        option = (name or (found[-1] if found else "")).removeprefix("--")
+        if is_dataclass(get_type_hints(Config).get(option)) and value and os.path.isfile(value):
+            read_yaml(Path(value))  # for what it refuses
+            value = os.path.abspath(value)
+        found.append(name + equals + value)
+    return found
+
+
+def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a section, and of those in it, with their types."""
     for name, hint in get_type_hints(kind).items():
-        yield prefix + name
+        yield prefix + name, hint
         if is_dataclass(hint):
-            yield from _option_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+            yield from _options(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def _keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+def _entries(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _entries(value, f"{prefix}{key}.")
 
 
 def _nearest(name: str, options: Iterable[str], prefix: str = "") -> str:
@@ -660,7 +757,7 @@ def _readable(message: str) -> str:
     message = re.sub(r"(?:Parser key|Problem with given class_path) \"([\w.]+)\":?", r"\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
-    unread = re.match(r"([\w.]+): Unable to load config '(.*?)'", message)
+    unread = re.match(r"([\w.]+): (?:Unable to load config|Importing) '(.*?)'", message)
     if unread:
         return f"{unread[1]} is {unread[2]!r}, expected options of its own, or a file that holds them"
     found = re.fullmatch(r"([\w.]+): Expected an? (.*?)\. Got value: (.*)", message)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -36,6 +37,13 @@ _ARCHIVES = {
         "cifar-100-python",
     ),
 }
+
+_MOST = 2**29  # bytes that an archive may unpack to; the official ones have 190 million
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
+_LONGEST_HEADER = 4096  # bytes of one of them
+_CONFUSED = (ValueError, ArithmeticError, RecursionError)
+"""What tarfile raises of headers that contradict each other, or are endless; and FileExistsError is of a name twice."""
 
 
 def md5_of(path: Path) -> str:
@@ -163,12 +171,37 @@ def _fetch_once(url: str, part: Path, progress: Progress | None) -> None:
         raise _DroppedError(f"the connection broke after {done:,} of {total:,} bytes")
 
 
+class _Member(tarfile.TarInfo):
+    """A header of an archive: of a file or a folder, or of the further headers that long names and fine times need."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        # Here, before tarfile reads as many bytes as a header says, or follows a link.
+        found = super().frombuf(buf, encoding, errors)
+        longest = _LONGEST_HEADER if found.type in _HEADERS else _MOST
+        if found.type not in (*_HEADERS, *_PLAIN) or not 0 <= found.size <= longest:
+            raise tarfile.HeaderError(f"a member of type {found.type!r} and {found.size:,} bytes")
+        return found
+
+
 def _unpack(archive: Path, folder: Path, inside: str) -> None:
-    """Unpack `inside/` of a tar archive beside its place, then move it there in one step."""
+    """Unpack `inside/` of a tar archive, files that lie directly in it, beside its place; then move it in one step."""
     temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder))
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(temporary, filter="data")
+        # As a stream, in which nothing can lead back.
+        with gzip.open(archive) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
+            room = _MOST
+            for member in tar:
+                place = re.fullmatch(r"(?:\./)?(\w[\w.-]*)(?:/(\w[\w.-]*))?/?", member.name)
+                room -= member.size
+                if not place or room < 0 or member.issparse() or not (member.isdir() or (member.isreg() and place[2])):
+                    raise tarfile.TarError(f"{member.name!a} of {member.size:,} bytes")
+                target = temporary / place[1]
+                target.mkdir(exist_ok=True)
+                content = tar.extractfile(member)
+                if content is not None:
+                    with (target / place[2]).open("xb") as unpacked:
+                        shutil.copyfileobj(content, unpacked)
         found = ", ".join(sorted(path.name for path in temporary.iterdir())) or "nothing"
         if (temporary / inside).is_dir():
             for path in (temporary / inside).rglob("*"):
@@ -176,7 +209,7 @@ def _unpack(archive: Path, folder: Path, inside: str) -> None:
             os.replace(temporary / inside, folder / inside)
             flush(folder)
             return
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, FileExistsError, *_CONFUSED) as error:
         found = f"no sound tar.gz ({error})"
     finally:
         shutil.rmtree(temporary)

@@ -4,9 +4,22 @@ Every message is one line that says what was found, what was expected and what t
 and exits with 1. Anything else that escapes is a bug and keeps its traceback.
 """
 
+_LONGEST = 2_000
+
 
 class BudgetnetError(Exception):
-    """A mistake that the user can mend."""
+    """A mistake that the user can mend.
+
+    Args:
+        message: what is wrong. Whatever of a file it repeats, it ends as one line of at most 2,000 characters (the
+            middle is left out) that can be printed: line ends and control characters, which could change what a
+            terminal shows, become escapes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST * 3 // 4]} ... {message[-_LONGEST // 5 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class ConfigError(BudgetnetError):

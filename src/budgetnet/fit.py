@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from budgetnet import data, devices, engine, models
+from budgetnet.checkpoint import has_type
 from budgetnet.config import (
     AugmentConfig,
     Config,
@@ -320,9 +321,8 @@ def fit(
     device, progress = device or torch.device("cpu"), progress or Progress()
     classes = data.num_classes(request.recipe.dataset, folder)
     asked = json.loads(json.dumps({**asdict(request), "classes": classes}))
-    if output is not None:
-        _prepare(output, asked)
-    candidates = _planned(output) or _plan(request, classes, folder, device, progress)
+    written = [] if output is None else _prepare(output, asked)
+    candidates = written or _plan(request, classes, folder, device, progress)
     result: dict[str, Any] = {"request": asked, "hardware": devices.hardware(device)}
     result["candidates"] = [asdict(candidate) | {"accuracies": [], "epochs": 0} for candidate in candidates]
     if output is not None and not (output / "fit.json").is_file():
@@ -344,34 +344,49 @@ def fit(
     return result
 
 
-def _prepare(output: Path, asked: dict[str, Any]) -> None:
-    """Make the folder, or see that what it holds was asked for."""
-    if (output / "fit.json").is_file():
-        before = json.loads((output / "fit.json").read_text())["request"]
-        for key in asked:
-            if before.get(key) != asked[key]:
-                found, expected = before.get(key), asked[key]
-                if key == "recipe":
-                    key = next(inner for inner in asked[key] if found.get(inner) != expected[inner])
-                    found, expected = found.get(key), expected[key]
-                raise ConfigError(
-                    f"{key} is {expected!r}, but {output} holds candidates for {found!r}: choose another --output"
-                )
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and holds no fit.json: choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
+def _prepare(output: Path, asked: dict[str, Any]) -> list[Candidate]:
+    """Make the folder, or see that what it holds was asked for; the candidates that an earlier call wrote down there.
 
-
-def _planned(output: Path | None) -> list[Candidate]:
-    """The candidates that an earlier call wrote down, in their order; none where there was none."""
-    if output is None or not (output / "fit.json").is_file():
+    Raises:
+        ConfigError: it holds something else, other candidates, or a damaged fit.json.
+    """
+    path = output / "fit.json"
+    if not path.is_file():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ConfigError(f"{output} exists and holds no fit.json: choose another --output")
+        output.mkdir(parents=True, exist_ok=True)
         return []
-    rows = json.loads((output / "fit.json").read_text())["candidates"]
-    keys = [key for key in Candidate.__dataclass_fields__ if key != "model"]
-    found = [Candidate(model=model_from_dict(row["model"]), **{key: row[key] for key in keys}) for row in rows]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before, found = content["request"], [_candidate(row) for row in content["candidates"]]
+        if not isinstance(before, dict) or not isinstance(before.get("recipe"), dict):
+            raise ValueError("a request without a recipe")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ConfigError) as error:
+        raise ConfigError(f"{path} is not what an earlier call wrote ({error}): choose another --output") from error
+    for key in asked:
+        if before.get(key) != asked[key]:
+            earlier, expected = before.get(key), asked[key]
+            if key == "recipe":
+                inner = before["recipe"]
+                key = next((name for name in expected if inner.get(name) != expected[name]), "recipe")
+                earlier, expected = inner.get(key), expected.get(key)
+            raise ConfigError(
+                f"{key} is {expected!r}, but {output} holds candidates for {earlier!r}: choose another --output"
+            )
     order = [name for family in FAMILIES.values() for name in family]
     return sorted(found, key=lambda candidate: order.index(candidate.name.rpartition(" w")[0]))
+
+
+def _candidate(row: Any) -> Candidate:
+    """A candidate as fit.json has it, which may be anything: its name becomes that of a folder."""
+    keys = [key for key in Candidate.__dataclass_fields__ if key != "model"]
+    found = Candidate(model=model_from_dict(row["model"]), **{key: row[key] for key in keys})
+    kind, _, width = str(found.name).rpartition(" w")
+    if not has_type(found, Candidate) or kind not in FAMILIES.get(found.family, ()) or not width.isdecimal():
+        raise ValueError("a candidate of another kind")
+    return found
 
 
 def _plan(

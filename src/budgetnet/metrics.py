@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -119,15 +120,17 @@ def _parse_metrics(path: Path, last: int | None = None) -> tuple[list[str], list
     columns: list[str] = []
     rows: list[list[str]] = []
     for number, line in enumerate(whole.decode(errors="replace").splitlines(), start=1):
-        cells = next(csv.reader([line]), [])
-        if number == 1:
-            columns = cells
-            continue
         try:
+            cells = next(csv.reader([line]), [])
+            if number == 1:
+                columns = cells
+                continue
             if len(cells) != len(columns):
                 raise ValueError(f"{len(cells)} cells under {len(columns)} columns")
             [float(cell) for cell in cells]
-        except ValueError as error:
+            if "epoch" in columns and not re.fullmatch("[0-9]{1,9}", cells[columns.index("epoch")]):
+                raise ValueError("an epoch that is no number of one")
+        except (ValueError, csv.Error) as error:
             raise DataError(f"{path}: line {number} is damaged ({error}); remove that line") from error
         rows.append(cells)
         if last is not None and "epoch" in columns and float(cells[columns.index("epoch")]) >= last:

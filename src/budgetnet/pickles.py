@@ -1,7 +1,9 @@
 """Read pickles of strangers as data.
 
-NumPy's constructors are admitted by name only: stand-ins that can hold numbers and nothing else answer to the names, so
-that no code but ours handles what a file says.
+Python's own unpickler in Python is the machine, with the opcodes that data needs, and those changed that would look up,
+call or set something. NumPy's constructors are admitted by name only: stand-ins that can hold numbers and nothing else
+answer to the names, so that no code but ours handles what a file says. Checkpoints are torch's to read; here they are
+rehearsed, with stand-ins that make nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import pickle
 import pickletools
 import re
 import struct
-import warnings
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -95,28 +98,136 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
 }
-_OPCODES = re.compile(
-    "PROTO|FRAME|STOP|MARK|POP|NONE|NEWTRUE|NEWFALSE|INT|LONG[14]?|BININT[12]?|(BIN)?FLOAT|(SHORT_)?BINSTRING|"
-    "(SHORT_)?BINBYTES8?|BYTEARRAY8|UNICODE|(SHORT_)?BINUNICODE8?|(EMPTY_)?(LIST|DICT|TUPLE)|TUPLE[123]|APPENDS?|"
-    "SETITEMS?|EMPTY_SET|ADDITEMS|FROZENSET|(LONG_)?(BIN)?(GET|PUT)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|BUILD"
-)
-_MAX_TUPLES = 30_000
+_MOST_ARGUMENTS = 8
+_KEYS = frozenset([str, bytes, int, float, bool, type(None)])
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, raw: bytes):
-        super().__init__(io.BytesIO(raw), encoding="bytes")
+class _Machine(pickle._Unpickler):
+    """What time and memory it takes is in proportion to the file.
+
+    Nothing is allocated by what a size says. Keys are plain: the hash of a tuple of tuples that all are the same one,
+    taken from the memo again and again, would take forever. No attribute is set, so that nothing outlives the file.
+    """
+
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
+    built: tuple[type, ...] = ()
+    """What may be given a state."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, encoding="bytes")
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        if type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS:
+            raise DataError("a call with other than a few arguments")
+        self.stack[-1] = self.stack[-1](*arguments)
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if type(self.stack[-1]) not in self.built:
+            raise DataError(f"a state of what has none, a {type(self.stack[-1]).__name__.lstrip('_').lower()}")
+        self.stack[-1].__setstate__(state)
+
+    def load_append(self) -> None:
+        value = self.stack.pop()
+        self._top(list).append(value)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        self._top(list).extend(items)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._top(dict)[_key(key)] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._top(dict).update(_pairs(items))
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(_pairs(items))
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        self._top(set).update(map(_key, items))
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(frozenset(map(_key, items)))
+
+    def load_bytearray8(self) -> None:
+        self.stack.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))
+
+    def _top(self, kind: type[Any]) -> Any:
+        if not isinstance(self.stack[-1], kind):
+            raise DataError(f"items in what is no {kind.__name__}")
+        return self.stack[-1]
+
+
+def _key(value: Any) -> Any:
+    """A key as it is, where its hash takes no time: text, a short number, or a few of them."""
+    parts = value[:_MOST_ARGUMENTS] if type(value) is tuple else (value,)
+    plain = all(type(part) in _KEYS and not (type(part) is int and part.bit_length() > 64) for part in parts)
+    if not plain or (type(value) is tuple and len(value) > _MOST_ARGUMENTS):
+        raise DataError("a key that is no text or number")
+    return value
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    if len(items) % 2:
+        raise DataError("a key without a value")
+    return {_key(items[i]): items[i + 1] for i in range(0, len(items), 2)}
+
+
+class _Dispatch(dict[int, Callable[[Any], None]]):
+    def __missing__(self, code: int) -> NoReturn:
+        names = [opcode.name for opcode in pickletools.opcodes if ord(opcode.code) == code]
+        if not names:
+            raise ValueError(f"a byte {code} where an opcode should be")
+        raise DataError(f"the opcode {names[0]}")
+
+
+def _dispatch(more: str = "") -> _Dispatch:
+    """What the machine can do: the opcodes of data, and more."""
+    names = (
+        "PROTO|FRAME|STOP|MARK|POP|NONE|NEWTRUE|NEWFALSE|INT|LONG[14]?|BININT[12]?|(BIN)?FLOAT|(SHORT_)?BINSTRING|"
+        "(SHORT_)?BINBYTES8?|UNICODE|(SHORT_)?BINUNICODE8?|EMPTY_(LIST|DICT|TUPLE|SET)|LIST|TUPLE[123]?|"
+        f"(LONG_)?(BIN)?(GET|PUT)|MEMOIZE|(STACK_)?GLOBAL{more}"
+    )
+    own = {
+        pickle.REDUCE: lambda machine: machine.load_reduce(),
+        pickle.BUILD: lambda machine: machine.load_build(),
+        pickle.APPEND: _Machine.load_append,
+        pickle.APPENDS: _Machine.load_appends,
+        pickle.SETITEM: _Machine.load_setitem,
+        pickle.SETITEMS: _Machine.load_setitems,
+        pickle.DICT: _Machine.load_dict,
+        pickle.ADDITEMS: _Machine.load_additems,
+        pickle.FROZENSET: _Machine.load_frozenset,
+        pickle.BYTEARRAY8: _Machine.load_bytearray8,
+    }
+    taken = [ord(opcode.code) for opcode in pickletools.opcodes if re.fullmatch(names, opcode.name)]
+    base: dict[int, Any] = pickle._Unpickler.dispatch
+    return _Dispatch({code: base[code] for code in taken} | {code[0]: method for code, method in own.items()})
+
+
+class _Unpickler(_Machine):
+    dispatch = _dispatch()
+    built = (_Dtype, _Array)
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(io.BytesIO(raw))
         self._unencoded = len(raw)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
-            found: Any = self._encode
-        elif (module, name) in _ADMITTED:
-            found = _ADMITTED[module, name]
-        else:
-            raise DataError(f"a call of {f'{module}.{name}'[:100]!a}")
-        # A function of its own for each use: BUILD can set attributes of one, which must not outlive the file.
-        return found if found is _Array else lambda *arguments: found(*arguments)
+            return self._encode
+        if (module, name) in _ADMITTED:
+            return _ADMITTED[module, name]
+        raise DataError(f"a call of {f'{module}.{name}'[:100]!a}")
 
     def _encode(self, text: Any, encoding: Any) -> bytes:
         """How protocols 0 to 2 write bytes."""
@@ -127,72 +238,18 @@ class _Unpickler(pickle.Unpickler):
             raise DataError("more bytes than the file has")
         return text.encode("latin1")
 
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise DataError("a reference to another file")
 
-
-def _sizes() -> list[int]:
-    """For each byte as an opcode: its size with its argument; less than 0, the bytes that hold its argument's size; 0
-    where it takes a closer look."""
-    sizes = [0] * 256
-    # A size of four bytes that is meant to be less than 0 is read as one beyond any file.
-    prefixes = {
-        pickletools.TAKEN_FROM_ARGUMENT1: -1,
-        pickletools.TAKEN_FROM_ARGUMENT4: -4,
-        pickletools.TAKEN_FROM_ARGUMENT4U: -4,
-    }
-    for opcode in pickletools.opcodes:
-        if _OPCODES.fullmatch(opcode.name) and not re.search("PUT|TUPLE|STOP", opcode.name):
-            length = 0 if opcode.arg is None else opcode.arg.n
-            sizes[ord(opcode.code)] = 1 + length if length >= 0 else prefixes.get(length, 0)
-    return sizes
-
-
-_SIZES = _sizes()
-_KNOWN = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
-_BININT1, _LONG_BINPUT = b"Kr"
-_uint4 = struct.Struct("<I").unpack_from
-_SMALL_INTS = re.compile(rb"(?:K.)+", re.DOTALL)
-
-
-def _check_opcodes(raw: bytes) -> None:
-    """Refuse what the C unpickler would run out of memory or stack on, and what no array needs, before it sees it.
-
-    Says what a loop over `pickletools.genops` would, but for text that is not UTF-8, in a fraction of its time.
-    """
-    stream, at, position, tuples = io.BytesIO(raw), 0, 0, 0
-    while at < len(raw):
-        code = raw[at]
-        size = _SIZES[code]
-        if code == _BININT1 and (run := _SMALL_INTS.match(raw, at)):  # labels: one after another
-            position += (run.end() - at) // 2 - 1
-            at = run.end()
-        elif size > 0:
-            at += size
-        elif size == -1:
-            at += 2 + raw[at + 1]
-        elif size == -4:
-            at += 5 + _uint4(raw, at + 1)[0]
-        elif code == _LONG_BINPUT:
-            if _uint4(raw, at + 1)[0] > position:
-                raise DataError("a memo of impossible size")  # which would be allocated whole
-            at += 5
-        else:
-            opcode = _KNOWN.get(code)
-            if opcode is None or not _OPCODES.fullmatch(opcode.name):
-                raise DataError(f"the opcode {opcode.name if opcode else code}")
-            stream.seek(at + 1)
-            argument: Any = opcode.arg.reader(stream) if opcode.arg else None
-            if "PUT" in opcode.name and argument > position:
-                raise DataError("a memo of impossible size")
-            tuples += "TUPLE" in opcode.name
-            if tuples > _MAX_TUPLES:
-                raise DataError(f"more than {_MAX_TUPLES:,} tuples")  # which, nested in a key, would overflow the stack
-            if opcode.name == "STOP":
-                return
-            at = stream.tell()
-        position += 1
-    raise ValueError("the pickle ends without STOP")
+_BROKEN = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,  # UnicodeDecodeError is one
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+)
+"""What the machine stumbles over in bytes that are no whole pickle."""
 
 
 def unpickle(path: Path, raw: bytes) -> dict[Any, Any]:
@@ -209,9 +266,6 @@ def unpickle(path: Path, raw: bytes) -> dict[Any, Any]:
         DataError: the content is damaged or hostile; nothing in it was run.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged bytes can look like a string with an odd escape
-            _check_opcodes(raw)
         content = _Unpickler(raw).load()
         if not isinstance(content, dict):
             raise DataError(f"a {type(content).__name__.lstrip('_').lower()} instead of a dict")
@@ -221,20 +275,102 @@ def unpickle(path: Path, raw: bytes) -> dict[Any, Any]:
             f"{path}: found {error} in the pickle, expected a dict of NumPy arrays and plain values: refused, and "
             "nothing in it was run"
         ) from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,  # UnicodeDecodeError is one
-        TypeError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-        struct.error,
-    ) as error:
+    except _BROKEN as error:
         raise DataError(
             f"{path}: found {len(raw):,} bytes that are no whole pickle, expected a dict of NumPy arrays: the file is "
             "damaged or something else"
         ) from error
+
+
+class _Storage:
+    """Stands in for the kinds of memory that checkpoints name, and for some of one: so many elements of a size."""
+
+    __slots__ = ("element", "elements")
+
+    def __init__(self, element: int, elements: int = 0) -> None:
+        self.element, self.elements = element, elements
+
+
+_STORAGES = {
+    **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
+    **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
+    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
+    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
+    "ComplexDoubleStorage": 16,
+}
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, *_: Any) -> None:
+    if type(storage) is not _Storage or type(shape) is not tuple or len(shape) > _MOST_ARGUMENTS:
+        raise DataError("a tensor of nothing")
+    if not all(type(size) is int and 0 <= size < 2**63 for size in (offset, *shape)):
+        raise DataError("a tensor of impossible shape")
+    if math.prod(shape) > storage.elements:
+        raise DataError("a tensor larger than what it is stored in")
+
+
+class _Rehearsal(_Machine):
+    """Makes nothing but containers and plain values, and counts what torch would have to find room for."""
+
+    dispatch = _dispatch("|BINPERSID")
+
+    def __init__(self, file: io.BytesIO, room: int) -> None:
+        super().__init__(file)
+        self._sizes: dict[Any, int] = {}
+        self._room = room
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda *arguments: None
+        if module == "torch" and name in _STORAGES:
+            return _Storage(_STORAGES[name])
+        raise DataError(f"{module}.{name}"[:100])
+
+    def load_reduce(self) -> None:
+        if self.stack[-2] is OrderedDict and self.stack[-1] != ():
+            raise DataError("a call of collections.OrderedDict")
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        self.stack.pop()
+        if type(self.stack[-1]) is not OrderedDict:  # whose state is the _metadata of a state_dict
+            raise DataError("a state of what has none")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage, key, _, elements = pid[:5]
+        if kind not in ("storage", b"storage") or type(storage) is not _Storage or type(elements) is not int:
+            raise DataError("a reference to what is no tensor")
+        size = elements * storage.element
+        self._room -= max(0, size - self._sizes.get(_key(key), 0))
+        if elements < 0 or self._room < 0:
+            raise DataError(f"a tensor of {elements:,} elements, for which there is no room in the file")
+        self._sizes[key] = size
+        return _Storage(storage.element, elements)
+
+
+def rehearse(raw: bytes, start: int, room: int) -> int:
+    """Go through a pickle of a checkpoint as torch would, and make nothing of it.
+
+    Args:
+        raw: holds the pickle: tensors, plain values and containers.
+        start: where it begins.
+        room: bytes that its tensors can have.
+
+    Returns:
+        Where it ends.
+
+    Raises:
+        DataError: it holds, or claims, anything else. The message names it.
+        ValueError: it is damaged.
+    """
+    file = io.BytesIO(raw)
+    file.seek(start)
+    try:
+        _Rehearsal(file, room).load()
+    except _BROKEN as error:
+        raise ValueError(f"a damaged pickle, {error or type(error).__name__}") from error
+    return file.tell()

@@ -31,8 +31,6 @@ from budgetnet.guard import AGAIN, Guard, Limits, problem
 from budgetnet.images import SIDE, Images
 from budgetnet.saliency import occlusion
 
-MOST_PIXELS = 64_000_000
-"""Of a picture, as it claims before it is decoded: more than most telephones take, and 200 MB when it is decoded."""
 MOST_EXAMPLES = 20
 _THREADS = 2  # one decodes a picture while the other has the network compute
 _HERE = Path(__file__)
@@ -288,7 +286,7 @@ def application(demo: Demo, limits: Limits, names: Sequence[str] = ()) -> Guard:
         examples=[example.name for example in demo.examples],
         examples_from=demo.source,
         most_bytes=limits.body_bytes,
-        most_pixels=MOST_PIXELS,
+        most_pixels=cache.MOST_PIXELS,
     )
     drawn = [_png(example.picture) for example in demo.examples]
 
@@ -393,7 +391,7 @@ def _check(strengths: Strengths, image_size: int) -> None:
 def _read(demo: Demo, body: bytes) -> Tensor:
     if not body:
         raise DataError("found an empty body, expected a picture")
-    return torch.from_numpy(cache.read_image(io.BytesIO(body), demo.image_size, MOST_PIXELS))
+    return torch.from_numpy(cache.read_image(io.BytesIO(body), demo.image_size))
 
 
 def _predict(demo: Demo, strengths: Strengths, body: bytes) -> Prediction:

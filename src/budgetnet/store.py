@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import reprlib
 import socket
 import sys
 import tempfile
@@ -29,7 +30,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from budgetnet.checkpoint import digest
@@ -577,8 +577,23 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}; expected a run folder that `budgetnet train` wrote"
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {why(error)}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
+    return found
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """RUN/summary.json, which sums up a finished run.
+
+    Raises:
+        DataError: it cannot be read, or is damaged.
+    """
+    found = read_mapping(run / "summary.json", json.loads)
+    for key in ("final", "test", "tags", "hardware"):
+        if not isinstance(found.get(key, {}), dict):
+            raise DataError(
+                f"{run / 'summary.json'} is damaged: {key} is {reprlib.repr(found[key])}, expected a mapping"
+            )
     return found

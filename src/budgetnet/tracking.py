@@ -9,7 +9,6 @@ after the last, never a step or a training.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections import deque
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch import nn
 
 from budgetnet import store
+from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
@@ -262,9 +261,9 @@ def send(
     Raises:
         BudgetnetError: the folder is no run, MLflow is not installed, or the store cannot be reached or fails.
     """
-    params = store.read_mapping(run / "config.yaml", yaml.safe_load)
+    params = store.read_mapping(run / "config.yaml", parse_yaml)
     finished = (run / "summary.json").exists()
-    summary = store.read_mapping(run / "summary.json", json.loads) if finished else {}
+    summary = store.read_summary(run) if finished else {}
     record = Record.load(run) or Record(experiment=str(params.get("experiment", "budgetnet")), name=run.resolve().name)
     record = replace(record, name=summary.get("name", record.name), tags={**record.tags, **summary.get("tags", {})})
     files = [run / name for name in RECORD if (run / name).exists()]
