@@ -320,7 +320,7 @@ def compare(record: Mapping[str, Any], measure: str = "val_accuracy") -> list[di
 def render(record: Mapping[str, Any]) -> str:
     """The comparison as plain text, at most 80 columns wide: names that are too long go on in further lines."""
     width = _COLUMNS - 48
-    lines = []
+    lines: list[str] = []
     for measure, title in _measures(record).items():
         lines += [*([""] if lines else []), f"{'variant':{width}}  {title:>14}  {'against the first':>17}  seeds"]
         lines += ["-" * _COLUMNS, *_lines(compare(record, measure), width), "-" * _COLUMNS]
