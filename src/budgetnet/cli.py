@@ -212,7 +212,7 @@ def _parser() -> ArgumentParser:
     command.add_argument("--output", type=Path, metavar="DIR", help="keep runs, table, picture and the winner's recipe")
 
     command = _command(
-        commands, "serve", _serve, "start a web page on which to try a model, and its JSON interface", json=False
+        commands, "serve", _serve, "start a web page on which to try a model, by hand or by program", json=False
     )
     _add_model(command)
     _add_data(command)
