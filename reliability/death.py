@@ -72,7 +72,7 @@ class Chain:
         command = [sys.executable, str(ROOT / "reliability" / "killed.py")]
         command += ["step", "-1"] if moment == "time" else [moment, str(number)]
         # Whatever died before the configuration was written has not begun.
-        command += ["train", *OPTIONS, "--output", "run", "--quiet"]
+        command += ["train", *OPTIONS, "--output", "run", "--quiet", "--no-report"]
         command += ["--resume"] if (self.run / "config.yaml").is_file() else []
         command += [] if self.track else ["--no-track"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}

@@ -629,7 +629,7 @@ def _bad(folder: Path) -> None:
         ("evaluate nowhere", "nowhere cannot be read: No such file"),
         ("evaluate empty", "holds no best.safetensors"),
         ("evaluate garbage.bin", "garbage.bin"),
-        ("evaluate hostile.pth --model resnet18", "holds more than tensors"),
+        ("evaluate hostile.pth --model resnet18", "holds posix.system, which is never loaded: only tensors"),
         ("evaluate other.pth", "give --model NAME"),
         ("evaluate other.pth --model resnet_leaky", "other.pth does not fit resnet_leaky: conv2.weight is missing"),
         ("evaluate home/run --data empty --dataset cifar10", "empty"),

@@ -685,7 +685,7 @@ def test_an_image_of_more_pixels_than_a_photo_has_is_refused_before_it_is_decode
     header = struct.pack(">IIBBBBB", 8193, 8192, 8, 2, 0, 0, 0)
     raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(raw)
-    refused(lambda: data.read_images(tmp_path / "a.png"), "8193x8192 pixels", "at most 67,108,864")
+    refused(lambda: data.read_images(tmp_path / "a.png"), "8,193x8,192 pixels", "at most 67,108,864")
 
 
 def test_an_image_file_of_gigabytes_is_not_read(tmp_path):

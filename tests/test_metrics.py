@@ -44,7 +44,7 @@ def test_a_run_without_a_finished_epoch_has_no_metrics(tmp_path):
 )
 def test_a_file_torn_at_any_byte_loses_its_last_row_at_most_and_can_be_continued(tmp_path_factory, values, data):
     path = tmp_path_factory.mktemp("run") / "metrics.csv"
-    rows = [{"epoch": float(epoch), "loss": value} for epoch, value in enumerate(values)]
+    rows = [{"epoch": epoch, "loss": value} for epoch, value in enumerate(values)]
     for row in rows:
         Metrics(path).append(row)
     content = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import shutil
 import threading
 
@@ -94,7 +95,7 @@ def page(browser, url):
 
 def says(page, start):
     """Wait until the answer begins so."""
-    page.locator("#answer", has_text=start).wait_for()
+    page.locator("#answer", has_text=re.compile(rf"^\s*{start}")).wait_for()
     assert page.locator("#answer").inner_text().startswith(start)
 
 
