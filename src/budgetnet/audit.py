@@ -181,7 +181,8 @@ def _fingerprint(images: Tensor) -> Tensor:
     terms /= usual.sqrt()
     terms[:, :, 0, 0] = 0
     flat = terms.flatten(1)
-    return flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=_FAINT)
+    vectors: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=_FAINT)
+    return vectors
 
 
 def check_images(images: Tensor, train: Tensor) -> None:
