@@ -15,7 +15,7 @@ from budgetnet import checkpoint, cli
 
 ROOT = Path(__file__).parent.parent
 STEPS = math.ceil((1438 - 200) / 250)  # of one epoch of the recipe in batches of 250
-TOLERANCE = 1e-4  # of the weights' norm, and of the loss; docs/guide.md states both
+TOLERANCE = 1e-3  # of the weights' norm, and of the loss; docs/guide.md states both
 
 
 def trained(folder: Path, threads: int, hash_seed: str) -> Path:
@@ -72,7 +72,7 @@ def test_another_number_of_threads_agrees_to_the_tolerance_that_the_guide_states
     assert float(metrics(two)[0]["train_loss"]) == pytest.approx(float(metrics(one)[0]["train_loss"]), rel=TOLERANCE)
     guide = " ".join((ROOT / "docs" / "guide.md").read_text().split())
     assert f"{STEPS} steps" in guide
-    assert f"{TOLERANCE:.4f}" in guide
+    assert f"{TOLERANCE:g} of their norm" in guide
 
 
 def test_the_record_says_by_what_the_bits_can_be_had_again(runs):

@@ -357,6 +357,20 @@ def lose_from_the_creation_on(gate, monkeypatch):
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", create_run)
 
 
+def test_a_run_that_the_server_makes_late_is_deleted_when_the_record_is_completed(server, run, monkeypatch):
+    uri = f"http://127.0.0.1:{server}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    train(run, Tracker(run, experiment="digits", warn=no_warning), [1, 2, 3])
+    found, record = stored(uri, run), store.Record.load(run)
+    with store.silence():
+        client = store._import_mlflow()(uri)
+        experiment = client.get_experiment_by_name("digits").experiment_id
+        tags = {"budgetnet.run": record.key}
+        client.create_run(experiment, start_time=0, tags=tags)  # asked for before all others
+    assert send(run, load_network=load_network, warn=no_warning) == record.run_id
+    assert stored(uri, run) == found
+
+
 def test_two_that_send_the_same_epochs_at_once_leave_each_point_once(server, run, monkeypatch):
     uri = f"http://127.0.0.1:{server}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -176,11 +176,13 @@ def _fingerprint(images: Tensor) -> Tensor:
     frequency = (order[:, None] ** 2 + order**2).clamp(min=1)
     # About CIFAR-10's variances at low frequencies; the cube, and a floor for the noise of compression, parted pairs of
     # one picture from others best among the five variants tried. The mean of the image is left out.
-    usual = torch.stack([power / frequency**1.5 + 5e-4 for power in (1.5, 0.09, 0.02)])
-    terms = terms / usual.sqrt()
+    falling = frequency.sqrt() ** 3
+    usual = torch.stack([power / falling + 5e-4 for power in (1.5, 0.09, 0.02)])
+    terms /= usual.sqrt()
     terms[:, :, 0, 0] = 0
-    flat: Tensor = terms.flatten(1)
-    return flat / flat.norm(dim=1, keepdim=True).clamp(min=_FAINT)
+    flat = terms.flatten(1)
+    vectors: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=_FAINT)
+    return vectors
 
 
 def check_images(images: Tensor, train: Tensor) -> None:

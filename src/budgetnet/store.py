@@ -113,9 +113,10 @@ class Copy:
     system through.
     """
 
-    def __init__(self, client: Any, experiment_id: str, run_id: str, begun: int) -> None:
+    def __init__(self, client: Any, experiment_id: str, run_id: str, record: Record) -> None:
         self.run_id = run_id
-        self._begun = begun
+        self._key = record.key
+        self._begun = record.begun
         self._client = client
         self._experiment_id = experiment_id
         found = client.get_run(run_id)
@@ -133,6 +134,16 @@ class Copy:
             self._status = "RUNNING"
         self.describe(params, tags, changes=True)
         self.rows(rows)
+
+    def drop_others(self) -> None:
+        """Delete further MLflow runs of the same run folder.
+
+        A request to create one that is not answered in time is repeated, and a server whose database is locked still
+        obeys both when it can.
+        """
+        for other in _runs(self._client, self._experiment_id, self._key):
+            if other != self.run_id:
+                self._client.delete_run(other)
 
     def describe(self, params: Mapping[str, str], tags: Mapping[str, str], *, changes: bool) -> None:
         """Send parameters and tags, masked; with `changes`, a parameter that has another value there as a tag."""
@@ -298,21 +309,20 @@ def open_copy(run: Path, record: Record, uri: str) -> Copy:
         _make_database(client_class, uri)
         client = client_class(uri)
         experiment_id = _experiment(client, record.experiment, uri)
-
-        def runs() -> list[Any]:
-            key = f"tags.`{_RUN_TAG}` = '{record.key}'"
-            return list(client.search_runs([experiment_id], key, order_by=["attributes.start_time ASC"]))
-
-        found = runs()
-        if not found:
+        if not (found := _runs(client, experiment_id, record.key)):
             client.create_run(experiment_id, tags={_RUN_TAG: record.key}, run_name=record.name)
-            found = runs()
-        run_id, *spare = [each.info.run_id for each in found]
-        for each in spare:  # a request whose answer is lost is repeated, and has then made two
-            client.delete_run(each)
-        opened = Copy(client, experiment_id, run_id, record.begun)
+            found = _runs(client, experiment_id, record.key)
+        run_id = record.run_id if record.run_id in found else found[0]
+        opened = Copy(client, experiment_id, run_id, record)
     replace(record, run_id=run_id).save(run)
+    opened.drop_others()
     return opened
+
+
+def _runs(client: Any, experiment_id: str, key: str) -> list[str]:
+    """Ids of the MLflow runs of a key, the oldest first."""
+    tagged, by_age = f"tags.`{_RUN_TAG}` = '{key}'", ["attributes.start_time ASC"]
+    return [found.info.run_id for found in client.search_runs([experiment_id], tagged, order_by=by_age)]
 
 
 @contextlib.contextmanager

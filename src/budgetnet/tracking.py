@@ -279,6 +279,7 @@ def send(
             store.within(store.SEND_SECONDS, lambda: opened.describe(store.flatten(params), record.tags, changes=False))
             status: Status = "FINISHED" if finished else "KILLED"
             opened.complete(run, status, files, network, example, summary.get("final", {}), store.SEND_SECONDS)
+            store.within(store.SEND_SECONDS, opened.drop_others)  # that a server may have made only now
             store.note_sent(run, status)
     except BudgetnetError:
         raise
