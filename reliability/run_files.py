@@ -219,10 +219,12 @@ def _references(folder: Path) -> Trial:
     few = OrderedDict(itertools.islice(weights.items(), 3))  # mostly, as most of the time goes into the others
     place = folder / "ckpt.pth"
     archives = [_saved({"net": state, "acc": 95.5, "epoch": 3}) for state in (weights, few, few, few)]
-    old = _saved({"net": few, "acc": 95.5, "epoch": 3}, zipped=False)
+    # One tensor, as several stand in the order of where they were in memory.
+    one = OrderedDict(itertools.islice(weights.items(), 1))
+    old = _saved({"net": one, "acc": 95.5, "epoch": 3}, zipped=False)
     members = [mutations.unzipped(archive) for archive in archives]
-    split = [mutations.tokens(one[0][1]) for one in members]
-    # Pickles, one after another, and then what the tensors hold. Tensors are called by where they were in memory.
+    split = [mutations.tokens(some[0][1]) for some in members]
+    # Pickles, one after another, and then what the tensor holds, which is called by where it was in memory.
     ends, file = [0], io.BytesIO(old)
     for _ in range(5):
         list(pickletools.genops(file))

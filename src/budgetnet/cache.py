@@ -149,7 +149,7 @@ def read_image(path: Path, image_size: int) -> Pixels:
     Raises:
         DataError: the image is missing, damaged or of more than 8 bits a channel.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -174,6 +174,8 @@ def read_image(path: Path, image_size: int) -> Pixels:
             return np.array(image).transpose(2, 0, 1).copy()
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: found no readable image, expected PNG, JPEG or the like") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: found no readable image ({why}), expected PNG, JPEG or the like") from error
