@@ -215,6 +215,9 @@ def _work(name: str, numbers: range, seed: int, folder: Path, at: mmap.mmap, sai
     for number in range(_WARMING):
         attempt(trial, trial.damaged(Random(f"{name} warms up {number}")), watch)
     _limit_memory(trial.memory)
+    sys.stderr.flush()
+    shown = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # on which libtiff says what it thinks of each file
     smallest: dict[str, tuple[int, bytes]] = {}
     failed = 0
     for number in numbers:
@@ -226,6 +229,7 @@ def _work(name: str, numbers: range, seed: int, folder: Path, at: mmap.mmap, sai
                 smallest[wrong] = number, content
             with said.open("a") as file:
                 file.write(json.dumps([number, wrong]) + "\n")
+    os.dup2(shown, 2)
     at[: _NUMBER.size] = _NUMBER.pack(numbers.stop)
     for wrong, (number, content) in smallest.items():
         content = reduced(content, lambda one, wrong=wrong: attempt(trial, one, watch) == wrong)

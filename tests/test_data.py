@@ -236,7 +236,7 @@ def test_labels_may_be_a_list_an_array_or_a_list_of_numpy_integers(tmp_path, kin
     assert data.load("cifar10", tmp_path).train.labels[:6].tolist() == [5, 4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("names", [None, [b"cat"], [b"\xff"] * 10])
+@pytest.mark.parametrize("names", [None, [b"cat"], [b"\xff"] * 10, [10**300] * 10, [[]] * 10, [None] * 10])
 def test_damaged_class_names_are_refused(tmp_path, names):
     path = write_python_batches(tmp_path) / "batches.meta"
     dump(path, {b"label_names": names})

@@ -265,6 +265,8 @@ def quiet() -> dict[str, bytes]:
         + b".",
         "a number of a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
         "a long number of a million digits": b"L" + b"9" * 1_000_000 + b"L\n.",
+        "a number that no text can be made of": b"\x80\x02" + number + b".",
+        "a number in hexadecimal digits": b"I0x" + b"f" * 5000 + b"\n.",
         "LONG1 beyond the end": b"\x80\x02\x8a\xff\x01.",
         "LONG4 of gigabytes": b"\x80\x02\x8b\xff\xff\xff\x7f.",
         "LONG4 of less than nothing": b"\x80\x02\x8b\xff\xff\xff\xff.",

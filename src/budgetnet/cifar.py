@@ -179,10 +179,12 @@ def read_meta(layout: Layout, path: Path) -> tuple[tuple[str, ...], int | None]:
         found = f"{len(names)} names" if isinstance(names, list) else f"no list {layout.names}"
         raise DataError(f"{path}: found {found}, expected {layout.classes} class names")
     try:
-        decoded = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        decoded = tuple(name.decode() if isinstance(name, bytes) else name for name in names)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: found class names that are no text, expected UTF-8") from error
-    if per_file is not None and (not isinstance(per_file, int) or per_file < 1):
+    if not all(isinstance(name, str) for name in decoded):
+        raise DataError(f"{path}: found class names that are no text, expected UTF-8")
+    if per_file is not None and (type(per_file) is not int or not 0 < per_file < 2**31):
         raise DataError(f"{path}: found a num_cases_per_batch that is no count, expected a number of images")
     return decoded, per_file
 

@@ -659,6 +659,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    value: int = loader.construct_yaml_int(node)
+    if value.bit_length() > 128:  # which Python may refuse to print
+        raise _ExcessError("a number of more than 128 bits")
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+
+
 class _ExcessError(yaml.YAMLError):
     """Of a text that is YAML, but more than a recipe needs."""
 

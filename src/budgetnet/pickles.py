@@ -99,6 +99,8 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
 }
 _MOST_ARGUMENTS = 8
+_LONGEST_NUMBER = 620
+"""Digits: those of 255 bytes, as many as the shorter opcode of long numbers has. Python prints no more than 4,300."""
 _KEYS = frozenset([str, bytes, int, float, bool, type(None)])
 
 
@@ -111,6 +113,7 @@ class _Machine(pickle._Unpickler):
 
     stack: list[Any]
     read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
     pop_mark: Callable[[], list[Any]]
     built: tuple[type, ...] = ()
     """What may be given a state."""
@@ -158,6 +161,19 @@ class _Machine(pickle._Unpickler):
         items = self.pop_mark()
         self.stack.append(frozenset(map(_key, items)))
 
+    def load_int(self) -> None:
+        line = self._number()
+        self.stack.append(line == b"01" if line in (b"00", b"01") else int(line, 0))
+
+    def load_long(self) -> None:
+        self.stack.append(int(self._number().removesuffix(b"L"), 0))
+
+    def _number(self) -> bytes:
+        line = self.readline()[:-1]
+        if len(line) > _LONGEST_NUMBER:
+            raise DataError(f"a number of {len(line):,} digits")
+        return line
+
     def load_bytearray8(self) -> None:
         self.stack.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))
 
@@ -193,7 +209,7 @@ class _Dispatch(dict[int, Callable[[Any], None]]):
 def _dispatch(more: str = "") -> _Dispatch:
     """What the machine can do: the opcodes of data, and more."""
     names = (
-        "PROTO|FRAME|STOP|MARK|POP|NONE|NEWTRUE|NEWFALSE|INT|LONG[14]?|BININT[12]?|(BIN)?FLOAT|(SHORT_)?BINSTRING|"
+        "PROTO|FRAME|STOP|MARK|POP|NONE|NEWTRUE|NEWFALSE|LONG1|BININT[12]?|(BIN)?FLOAT|(SHORT_)?BINSTRING|"
         "(SHORT_)?BINBYTES8?|UNICODE|(SHORT_)?BINUNICODE8?|EMPTY_(LIST|DICT|TUPLE|SET)|LIST|TUPLE[123]?|"
         f"(LONG_)?(BIN)?(GET|PUT)|MEMOIZE|(STACK_)?GLOBAL{more}"
     )
@@ -208,6 +224,8 @@ def _dispatch(more: str = "") -> _Dispatch:
         pickle.ADDITEMS: _Machine.load_additems,
         pickle.FROZENSET: _Machine.load_frozenset,
         pickle.BYTEARRAY8: _Machine.load_bytearray8,
+        pickle.INT: _Machine.load_int,
+        pickle.LONG: _Machine.load_long,
     }
     taken = [ord(opcode.code) for opcode in pickletools.opcodes if re.fullmatch(names, opcode.name)]
     base: dict[int, Any] = pickle._Unpickler.dispatch
