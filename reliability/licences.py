@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def pinned() -> dict[str, str]:
     return found
 
 
+def installed() -> dict[str, Distribution]:
+    """What the environment holds, by name; not what a package bundles, such as setuptools, and puts on the path."""
+    folders = sorted({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+    return {plain(found.metadata["Name"]): found for found in distributions(path=folders) if found.metadata["Name"]}
+
+
 def licence(package: Distribution) -> str:
     """What a package says of its licence: its SPDX expression, else its short field, its classifiers, or its file."""
     about = package.metadata
@@ -68,7 +75,7 @@ def licence(package: Distribution) -> str:
 def page() -> str:
     """docs/licences.md for what is installed."""
     versions = pinned()
-    found = {plain(package.metadata["Name"]): package for package in distributions()}
+    found = installed()
     rows = [f"| {name} | {versions[name]} | {licence(found[name])} |" for name in sorted(versions) if name in found]
     return HEAD + "\n".join(rows) + "\n"
 

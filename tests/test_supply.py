@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import distributions
 from pathlib import Path
 
 import licences
@@ -22,12 +21,8 @@ OURS = {"budgetnet", "pip"}  # pip comes with Python and installs the rest
 # ---------------------------------------------------------------------------------------------------- what is installed
 
 
-def installed():
-    return {licences.plain(found.metadata["Name"]): found for found in distributions() if found.metadata["Name"]}
-
-
 def test_everything_that_is_installed_is_pinned_exactly_and_everything_pinned_is_installed():
-    pins, found = licences.pinned(), installed()
+    pins, found = licences.pinned(), licences.installed()
     # torch's builds for GPUs name the exact versions of NVIDIA's packages, which others do not have.
     by_others = {
         (licences.plain(needed.name), specifier.version)
@@ -45,6 +40,13 @@ def test_everything_that_is_installed_is_pinned_exactly_and_everything_pinned_is
     }
     assert wrong == {}, "installed, and in requirements.lock not at all or at another version"
     assert set(pins) - set(found) == set(), "in requirements.lock, and not installed"
+
+
+def test_what_a_package_bundles_is_not_installed(tmp_path, monkeypatch):
+    (tmp_path / "bundled-1.0.dist-info").mkdir()
+    (tmp_path / "bundled-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bundled\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "bundled" not in licences.installed()
 
 
 def test_the_lock_has_all_that_the_project_asks_for():
@@ -69,7 +71,7 @@ def test_the_list_of_licences_is_current():
 
 
 def test_no_licence_puts_conditions_on_what_is_trained_or_sold():
-    found = installed()
+    found = licences.installed()
     terms = {name: licences.licence(found[name]) for name in licences.pinned()}
     assert {name: term for name, term in terms.items() if "GPL" in term or "Commercial" in term} == {}
 
