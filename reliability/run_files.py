@@ -22,7 +22,7 @@ import mutations
 import torch
 from trials import Trial, each
 
-from budgetnet import ablate, checkpoint, config, fit, metrics, models, predict, store
+from budgetnet import ablate, checkpoint, config, fit, metrics, models, predict, runs, store
 
 SMALL = "wrn_10_1"
 _YAML = (
@@ -140,9 +140,9 @@ def _runs(folder: Path) -> Trial:
     def read() -> object:
         return each(
             lambda: metrics.read_metrics(folder / "metrics.csv"),
-            lambda: store.read_summary(folder),
+            lambda: runs.read_summary(folder),
             lambda: store.Record.load(folder),
-            lambda: store.flatten(store.read_mapping(folder / "config.yaml", config.parse_yaml)),
+            lambda: runs.flat(runs.read_mapping(folder / "config.yaml", config.parse_yaml)),
         )
 
     return Trial(place=place, sound=[rows, json.dumps(summary).encode()], damaged=damaged, read=read)

@@ -4,16 +4,17 @@ import importlib.util
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from budgetnet import ablate, shift
+from budgetnet import ablate, robustness, shift
 from budgetnet import config as configuration
 from budgetnet import train as training
 from budgetnet.ablate import Study
 from budgetnet.cli import main
-from budgetnet.errors import ConfigError
+from budgetnet.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -203,6 +204,10 @@ def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monk
     cells = json.loads(capsys.readouterr().out)["corruptions"]["brightness"].values()
     expected = statistics.mean(cell["accuracy"] for cell in cells)
     assert ablate._under_corruption(job, None) == pytest.approx(expected)
+    monkeypatch.setattr(robustness, "measure", None)  # not measured again, unless it is of something else
+    assert ablate._under_corruption(job, None) == pytest.approx(expected)
+    with pytest.raises(TypeError):
+        ablate._under_corruption(replace(job, shift=31), None)
 
 
 def test_a_study_with_shift_is_compared_by_both_measures(tmp_path, capsys, monkeypatch):
@@ -234,6 +239,14 @@ def test_more_images_under_corruption_than_are_held_out_are_refused():
     study = Study(recipe=SMOKE, variants={"a": [], "b": ["--epochs", "1"]}, shift=100_000)
     refused(lambda: ablate.carry_out(study, Path("runs")), "shift is 100,000", "held out")
     refused(lambda: Study(recipe=SMOKE, variants={"a": [], "b": []}, shift=-1), "shift is -1")
+
+
+def test_corruptions_of_images_of_another_size_are_refused_before_anything_trains(tmp_path):
+    large = ["--dataset", "folder", "--image-size", "64"]
+    study = Study(recipe=SMOKE, variants={"a": [], "b": ["--epochs", "1"]}, always=large, shift=10)
+    with pytest.raises(DataError, match="64"):
+        ablate.carry_out(study, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_is_one_line(tmp_path, capfd):

@@ -128,7 +128,7 @@ def test_cifar10_has_the_near_duplicates_that_are_known_of_it_and_no_exact_ones(
     [found] = data.verify(real_data / "cifar-10-batches-py").duplicates
     assert found.test == 10_000
     assert found.exact == 0  # Barz and Denzler 2020 found none either, and 286 that are nearly the same
-    assert 200 <= found.near <= 330
+    assert abs(found.near - 235) <= 5  # what the guide says; sums in another order may move a pair over the bound
 
 
 # ---------------------------------------------------------------------------------------------------- labels

@@ -4,32 +4,16 @@ import asyncio
 import http.client
 import json
 import socket
-import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import no_network
 import pytest
+from serving import HOST, serving
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from budgetnet import guard
 from budgetnet.errors import ConfigError
 from budgetnet.guard import Guard, Limits
-
-HOST = "127.0.0.1"
-
-
-@contextmanager
-def serving(app, limits):
-    """The port of a running server."""
-    listener, url = guard.listen(HOST, 0)
-    running = guard.server(app, limits)
-    thread = threading.Thread(target=running.run, args=([listener],))
-    thread.start()
-    try:
-        yield int(url.rpartition(":")[2])
-    finally:
-        running.should_exit = True
-        thread.join()
 
 
 async def count(scope, receive, send):

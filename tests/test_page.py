@@ -4,14 +4,14 @@ import base64
 import io
 import re
 import shutil
-import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from serving import HOST, serving
 
-from budgetnet import guard, serve
+from budgetnet import serve
 from budgetnet.guard import Limits
 from budgetnet.serve import Demo, Example
 
@@ -57,13 +57,8 @@ def url():
         source="a set",
     )
     limits = Limits(body_bytes=100_000)
-    listener, url = guard.listen("127.0.0.1", 0)
-    running = guard.server(serve.application(demo, limits), limits)
-    thread = threading.Thread(target=running.run, args=([listener],))
-    thread.start()
-    yield url
-    running.should_exit = True
-    thread.join()
+    with serving(serve.application(demo, limits), limits) as port:
+        yield f"http://{HOST}:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +148,11 @@ def test_a_file_that_is_no_picture_is_an_alert_which_the_next_picture_clears(pag
 
 
 def test_sliders_corrupt_the_picture_and_mark_what_was_before_until_they_are_reset(page):
+    shown = page.locator("#seen").get_attribute("src")
     page.locator("#file").set_input_files(png(200, 30, 30))
-    page.locator("#bars-note").wait_for(state="hidden")
+    page.wait_for_function("shown => document.getElementById('seen').src !== shown", arg=shown)
     before = pixels(page)
+    assert (before == [200, 30, 30]).all()
     page.locator("#brightness").fill("-2")
     page.locator("#bars .mark").first.wait_for()
     assert page.locator("#bars .mark").count() == 3

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 import zlib
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from serving import HOST, serving
 
 from budgetnet import augment, cache, checkpoint, data, guard, models, serve, shift
 from budgetnet.checkpoint import Classifier
@@ -29,7 +30,6 @@ from budgetnet.saliency import occlusion
 from budgetnet.serve import Demo, Strengths
 
 ROOT = Path(__file__).parent.parent
-HOST = "127.0.0.1"
 CLASSES = ("red", "green", "blue")
 
 
@@ -52,23 +52,14 @@ def demo(predict=believe, size=32, **more):
     )
 
 
-@contextmanager
-def serving(shown, limits=Limits()):  # noqa: B008
-    """The port of a running server."""
-    listener, url = guard.listen(HOST, 0)
-    running = guard.server(serve.application(shown, limits), limits)
-    thread = threading.Thread(target=running.run, args=([listener],))
-    thread.start()
-    try:
-        yield int(url.rpartition(":")[2])
-    finally:
-        running.should_exit = True
-        thread.join()
+def showing(demo, limits=Limits()):  # noqa: B008
+    """The port of a server that shows a model."""
+    return serving(serve.application(demo, limits), limits)
 
 
 @pytest.fixture(scope="module")
 def port():
-    with serving(demo()) as port:
+    with showing(demo()) as port:
         yield port
 
 
@@ -221,7 +212,7 @@ def test_corruptions_out_of_range_are_refused_by_name(port, query):
 
 
 def test_noise_and_blur_are_for_pictures_of_32_pixels_alone():
-    with serving(demo(size=48)) as port:
+    with showing(demo(size=48)) as port:
         assert list(found(port, "/api/model")["sliders"]) == ["brightness", "rotation"]
         assert list(found(port, "/api/curves", encoded(random_pixels()))["curves"]) == ["brightness", "rotation"]
         assert shown(found(port, "/api/predict?rotation=5", encoded(random_pixels()))).shape == (48, 48, 3)
@@ -347,7 +338,7 @@ def test_more_than_can_be_worked_on_is_sent_away_and_served_again_later():
         go_on.wait(60)
         return believe(images)
 
-    with serving(demo(slowly), Limits(requests=3)) as port:
+    with showing(demo(slowly), Limits(requests=3)) as port:
         statuses = []
         picture = encoded(random_pixels())
         clients = [
@@ -389,7 +380,7 @@ def test_a_failure_of_ours_is_told_without_its_traceback_and_is_not_the_last_ans
     def fail(images):
         raise RuntimeError("secret of the machine")
 
-    with serving(demo(fail)) as port:
+    with showing(demo(fail)) as port:
         for _ in range(2):
             status, error = refused(port, "/api/predict", encoded(random_pixels()))
             assert status == 500

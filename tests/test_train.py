@@ -264,6 +264,31 @@ def test_a_run_on_some_of_the_images_sees_them_alone_and_is_evaluated_on_them(tm
     assert json.loads(capsys.readouterr().out)["n"] == 100
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"network": None},
+        {"network": {}},
+        {"position": {"epoch": "one"}},
+        {"position": {"epochs": 1}},
+        {"position": 3},
+        {"optimizer": {}},
+        {"optimizer": 7},
+        {"plateau": []},
+        {"average": [1]},
+        {"average_updates": None, "average": None},
+        {"checksum": None},
+    ],
+)
+def test_a_sealed_file_that_is_no_state_of_the_run_is_refused_in_one_line(changed, whole):
+    state = checkpoint.load_state(whole / "last.ckpt")
+    training = a_training(TINY)
+    training.load(state, whole / "last.ckpt", state["checksum"])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt") as caught:
+        a_training(TINY).load(state | changed, whole / "last.ckpt", state["checksum"])
+    assert "\n" not in str(caught.value)
+
+
 def test_patience_stops_a_run_that_no_longer_learns(tmp_path):
     config = replace(TINY, epochs=50, patience=2, ema=0.0, optimizer=configuration.OptimizerConfig(lr=1e-12))
     summary = run(config, tmp_path / "run")

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -197,6 +196,8 @@ def carry_out(
 
 def _plan(study: Study, runs: Path) -> list[_Job]:
     """All that is to be trained; whatever can be wrong with it is said before anything is."""
+    from budgetnet import shift
+
     jobs: list[_Job] = []
     names: dict[str, str] = {}
     for variant in study.variants:
@@ -213,6 +214,8 @@ def _plan(study: Study, runs: Path) -> list[_Job]:
                 raise ConfigError(f"val_size is 0 in {variant!r}: variants are judged by held-out images, give some")
             if study.shift > config.val_size:
                 raise ConfigError(f"shift is {study.shift:,}, expected up to {config.val_size:,}, the images held out")
+            if study.shift:
+                shift.require_size(config.image_size, config.image_size)
             text = configuration.to_yaml(config)
             if seen.setdefault(text, variant) != variant:
                 raise ConfigError(f"{variant!r} is the same as {seen[text]!r}: leave one of them out")
@@ -258,10 +261,19 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
 
 
 def _under_corruption(job: _Job, folder: Path | None) -> float:
-    """Mean accuracy of the run's result over the common corruptions and severities of some validation images."""
+    """Mean accuracy of the run's result over the common corruptions and severities of some validation images.
+
+    It is kept in the run's folder, with what it is of, as measuring takes about as long as a short training.
+    """
     from budgetnet import checkpoint, data, evaluate, robustness, shift
+    from budgetnet.runs import read_mapping
 
     config, classifier = job.config, checkpoint.load_classifier(job.run)
+    of = {"images": job.shift, "weights": checkpoint.digest({}, classifier.network.state_dict())}
+    kept = job.run / "corruption.json"
+    before = read_mapping(kept, json.loads) if kept.is_file() else {}
+    if of.items() <= before.items() and isinstance(before.get("accuracy"), float):
+        return float(before["accuracy"])
     images = data.load(config.dataset, folder, config.image_size).train
     assert images.labels is not None
     _, held_out = data.split(images.labels, config.val_size, config.split_seed)
@@ -277,6 +289,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
     )
     mean = scores.mean(shift.COMMON)
     assert mean is not None
+    atomic_write(kept, (json.dumps(of | {"accuracy": mean.accuracy}) + "\n").encode())
     return mean.accuracy
 
 
@@ -301,15 +314,8 @@ def compare(record: Mapping[str, Any], measure: str = "val_accuracy") -> list[di
     images = "val_size" if measure == "val_accuracy" else "corrupted_images"
     found = []
     for number, (name, rows) in enumerate(variants.items()):
-        accuracies = [row[measure] for row in rows]
-        entry: dict[str, Any] = {
-            "variant": name,
-            "options": rows[0]["options"],
-            "seeds": len(rows),
-            "mean": statistics.mean(accuracies),
-            "std": statistics.stdev(accuracies) if len(rows) > 1 else None,
-            "parameters": rows[0]["parameters"],
-        }
+        entry: dict[str, Any] = {"variant": name, "options": rows[0]["options"], "parameters": rows[0]["parameters"]}
+        entry |= seeds.spread([row[measure] for row in rows])
         differences = [row[measure] - base[row["seed"]] for row in rows if row["seed"] in base]
         if number and differences:
             entry |= seeds.difference(differences, entry["mean"], rows[0][images])

@@ -222,6 +222,7 @@ def _parser() -> ArgumentParser:
         "--host", default="127.0.0.1", help="address or name to listen on (default 127.0.0.1: this machine alone)"
     )
     command.add_argument("--port", type=int, default=8000, help="to listen on; 0 is any that is free (default 8000)")
+
     command = _command(commands, "report", _report, "write the page that shows what a run learnt and where it is wrong")
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder, which gets report.html")
     command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")

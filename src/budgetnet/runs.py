@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from torch import Tensor
 
-from budgetnet.config import Config
+from budgetnet.config import Config, parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores, score, score_confusion
 from budgetnet.files import atomic_write
+from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
 
 T = TypeVar("T")
@@ -131,12 +131,49 @@ def read(folder: Path) -> Run:
     if not path.is_file():
         found = "is not there" if not folder.exists() else "holds no config.yaml"
         raise DataError(f"{folder} {found}: expected a run folder that `budgetnet train` wrote")
-    config = _mapping(path)
-    summary = _mapping(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    config = read_mapping(path, parse_yaml)
+    summary = read_summary(folder) if (folder / "summary.json").is_file() else {}
     run = Run(folder=folder, config=config, rows=read_metrics(folder / "metrics.csv"), summary=summary)
     if any("epoch" not in row for row in run.rows):
         raise DataError(f"{folder / 'metrics.csv'} has no column epoch: it is not what `budgetnet train` wrote")
     return run
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's summary.json, which sums up a finished run.
+
+    Raises:
+        DataError: it cannot be read, or is damaged.
+    """
+    path = folder / "summary.json"
+    found = read_mapping(path, json.loads)
+    for key in ("final", "test", "tags", "hardware"):
+        if not isinstance(found.get(key, {}), dict):
+            raise DataError(f"{path} is damaged: {key} is {reprlib.repr(found[key])}, expected a mapping")
+    return found
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file of a run folder that holds a mapping.
+
+    Args:
+        path: the file.
+        parse: from its text to what it holds; raises ValueError.
+
+    Raises:
+        DataError: it is missing, damaged or something else.
+    """
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}; expected a run folder that `budgetnet train` wrote"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {mask(' '.join(str(error).split()))}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
+    return found
 
 
 def keep_predictions(folder: Path, logits: Tensor, labels: Tensor) -> None:
@@ -159,9 +196,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
             value = dict(enumerate(value))
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             found |= flat(value, f"{name}.")
         else:
             found[name] = value if isinstance(value, str) else json.dumps(value, default=str)
@@ -199,16 +236,3 @@ def _scores(found: Any, file: Path) -> Scores:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: test is damaged ({type(error).__name__}: {error}), expected scores") from error
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
-    return found

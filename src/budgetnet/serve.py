@@ -394,12 +394,17 @@ def _read(demo: Demo, body: bytes) -> Tensor:
     return torch.from_numpy(cache.read_image(io.BytesIO(body), demo.image_size))
 
 
-def _predict(demo: Demo, strengths: Strengths, body: bytes) -> Prediction:
+def _prepared(demo: Demo, strengths: Strengths, body: bytes) -> tuple[Tensor, _Watch, float, float]:
+    """The picture as the network gets it, a watch that starts now, and the milliseconds of reading and corrupting."""
     watch = _Watch()
     image = _read(demo, body)
     reading = watch.lap()
     image = corrupt(image, strengths)
-    corrupting = watch.lap()
+    return image, watch, reading, watch.lap()
+
+
+def _predict(demo: Demo, strengths: Strengths, body: bytes) -> Prediction:
+    image, watch, reading, corrupting = _prepared(demo, strengths, body)
     believed = demo.predict(image[None])[0].tolist()
     network = watch.lap()
     label = max(range(len(believed)), key=believed.__getitem__)
@@ -415,11 +420,7 @@ def _predict(demo: Demo, strengths: Strengths, body: bytes) -> Prediction:
 
 
 def _attention(demo: Demo, strengths: Strengths, body: bytes) -> Attention:
-    watch = _Watch()
-    image = _read(demo, body)
-    reading = watch.lap()
-    image = corrupt(image, strengths)
-    corrupting = watch.lap()
+    image, watch, reading, corrupting = _prepared(demo, strengths, body)
     believed = demo.predict(image[None])[0]
     label = int(believed.argmax())
     window = max(2, demo.image_size // 4)

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import reprlib
 import socket
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.files import atomic_write, flush
 from budgetnet.masking import mask, masked
 from budgetnet.metrics import read_metrics
+from budgetnet.runs import read_mapping
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 T = TypeVar("T")
@@ -550,50 +550,3 @@ def silence() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def flatten(params: Mapping[str, Any]) -> dict[str, str]:
-    """Nested configuration to dotted names (`optimizer.lr`, `model.stages.0.width`) and texts as YAML would show."""
-    flat: dict[str, str] = {}
-    for name, value in params.items():
-        if isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value):
-            value = {str(index): item for index, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": text for inner, text in flatten(value).items()}
-        else:
-            flat[str(name)] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
-
-
-def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """A file of a run folder that holds a mapping.
-
-    Raises:
-        DataError: it is missing, damaged or something else.
-    """
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}; expected a run folder that `budgetnet train` wrote"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {why(error)}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
-    return found
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """RUN/summary.json, which sums up a finished run.
-
-    Raises:
-        DataError: it cannot be read, or is damaged.
-    """
-    found = read_mapping(run / "summary.json", json.loads)
-    for key in ("final", "test", "tags", "hardware"):
-        if not isinstance(found.get(key, {}), dict):
-            raise DataError(
-                f"{run / 'summary.json'} is damaged: {key} is {reprlib.repr(found[key])}, expected a mapping"
-            )
-    return found

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from budgetnet import store
+from budgetnet import runs, store
 from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.masking import mask
@@ -77,7 +77,7 @@ class Tracker:
             with store.silence():
                 uri, record = store.prepare(self._run, replace(record, name=name, tags=dict(tags), sent=False))
             store.silence_threads()
-            flat = store.flatten(params)
+            flat = runs.flat(params)
             rows = read_metrics(self._run / "metrics.csv")
 
             def begin() -> None:
@@ -261,9 +261,9 @@ def send(
     Raises:
         BudgetnetError: the folder is no run, MLflow is not installed, or the store cannot be reached or fails.
     """
-    params = store.read_mapping(run / "config.yaml", parse_yaml)
+    params = runs.read_mapping(run / "config.yaml", parse_yaml)
     finished = (run / "summary.json").exists()
-    summary = store.read_summary(run) if finished else {}
+    summary = runs.read_summary(run) if finished else {}
     record = Record.load(run) or Record(experiment=str(params.get("experiment", "budgetnet")), name=run.resolve().name)
     record = replace(record, name=summary.get("name", record.name), tags={**record.tags, **summary.get("tags", {})})
     files = [run / name for name in RECORD if (run / name).exists()]
@@ -277,7 +277,7 @@ def send(
         with store.silence():
             uri, record = store.prepare(run, record)
             opened = store.within(store.OPEN_SECONDS, lambda: store.open_copy(run, record, uri))
-            store.within(store.SEND_SECONDS, lambda: opened.describe(store.flatten(params), record.tags, changes=False))
+            store.within(store.SEND_SECONDS, lambda: opened.describe(runs.flat(params), record.tags, changes=False))
             status: Status = "FINISHED" if finished else "KILLED"
             opened.complete(run, status, files, network, example, summary.get("final", {}), store.SEND_SECONDS)
             store.within(store.SEND_SECONDS, opened.drop_others)  # that a server may have made only now

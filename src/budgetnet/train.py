@@ -29,7 +29,15 @@ from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
-from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, FolderError, TrainingError, WriteError
+from budgetnet.errors import (
+    BudgetnetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FolderError,
+    TrainingError,
+    WriteError,
+)
 from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder, hold, is_empty
 from budgetnet.masking import masked
@@ -253,8 +261,18 @@ class Training:
         """Go on from a `state`, which is from a file at `path`.
 
         Raises:
-            CheckpointError: the run was trained on other data or by other teachers.
+            CheckpointError: the run was trained on other data or by other teachers, or the file holds something else.
         """
+        try:
+            self._restore(state, path, checksum)
+        # Whoever knows the format can seal anything; what is wrong with it is met by whatever reads it first.
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(
+                f"{path} has a checkpoint's checksum and not its content ({what}): resume from another, or train again"
+            ) from error
+
+    def _restore(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
         if state["checksum"] != checksum:
             raise CheckpointError(
                 f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
@@ -282,6 +300,8 @@ class Training:
             checkpoint.load_strictly(self.lookahead.network, state["lookahead"], str(path), "the run's network")
             self.lookahead.updates = state["lookahead_updates"]
         self.at = Position(**state["position"])
+        if not checkpoint.has_type(self.at, Position):
+            raise TypeError(f"a position of {self.at}")
 
 
 def train(
@@ -654,8 +674,8 @@ def _finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
     """
     if not (run / "summary.json").is_file() or load(run / "config.yaml").epochs != config.epochs:
         return None
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    with contextlib.suppress(DataError, KeyError):
+        summary = runs.read_summary(run)
         if summary["final"] and (summary["test"] or not test):
             return summary
     return None
