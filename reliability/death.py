@@ -31,6 +31,7 @@ from budgetnet import checkpoint
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = [str(ROOT / "recipes" / "smoke.yaml"), "--val-size", "1000", "--checkpoint-steps", "5", "--threads", "1"]
+HIDDEN = ".artifact.uploading."  # MLflow's own name for a file that it has not finished copying
 CLOCKS = ("seconds", "images_per_second", "final.minutes")
 LONGEST = 300  # seconds that a process may take
 HELD = "weights, metrics.csv, all other files and the MLflow run equal those of an undisturbed run, each epoch once"
@@ -178,7 +179,8 @@ def mlflow_copy(folder: Path) -> dict[str, Any]:
         "tags": [tag for tag in tags if tag[0] not in ("budgetnet.run", "git_commit")],
         "models": [status for _, status, stage in models if stage == "active"],
         "outputs": Counter(output in kept for (output,) in outputs)[True],
-        "files": sorted(path.name for path in artifacts.iterdir()),
+        # As MLflow lists them: a kill can leave its half-written copy of a file, which it hides and never reads.
+        "files": sorted(path.name for path in artifacts.iterdir() if not path.name.startswith(HIDDEN)),
         "weights is the run's": (artifacts / "best.safetensors").read_bytes()
         == (folder / "run" / "best.safetensors").read_bytes(),
     }
