@@ -19,7 +19,8 @@ from PIL import Image
 
 from budgetnet import checkpoint, data, devices, engine, evaluate, models, shift
 from budgetnet.augment import normalize
-from budgetnet.cli import EXAMPLES, main
+from budgetnet.cli import main
+from budgetnet.cli.common import EXAMPLES
 from budgetnet.config import ModelConfig, StageConfig
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ from torch import nn
 
 from budgetnet import config as configuration
 from budgetnet import memory
-from budgetnet.cli import _without_auto_batch, main
+from budgetnet.cli import main
+from budgetnet.cli.train import without_auto_batch
 from budgetnet.config import Config, ModelConfig, StageConfig
 from budgetnet.memory import available, fitting_batch, is_out_of_memory
 from budgetnet.train import train
@@ -125,9 +126,9 @@ def test_looking_for_a_batch_size_changes_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("given", [["--batch-size", "auto"], ["--batch_size=auto"], ["--batch-size=auto"]])
 def test_auto_is_taken_off_the_command_line(given):
-    assert _without_auto_batch(["recipe", *given, "--json"]) == (["recipe", "--json"], True)
+    assert without_auto_batch(["recipe", *given, "--json"]) == (["recipe", "--json"], True)
     for other in (["--batch-size", "64"], ["--precision", "auto"], []):
-        assert _without_auto_batch(["recipe", *other]) == (["recipe", *other], False)
+        assert without_auto_batch(["recipe", *other]) == (["recipe", *other], False)
 
 
 def test_the_command_line_finds_a_batch_size(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,63 @@
+"""What every command shares: its parser, its progress, its warnings."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from budgetnet.progress import Progress
+
+
+EXAMPLES = {
+    "train": "budgetnet train recipes/quick.yaml --data ~/cifar --output runs/first --optimizer.lr 0.2",
+    "evaluate": "budgetnet evaluate runs/first --shift all --split val --limit 1000",
+    "predict": "budgetnet predict runs/first cifar_test_nolabel.pkl --output submission.csv",
+    "models": "budgetnet models --budget 5000000",
+    "inspect": "budgetnet inspect enhanced --picture enhanced.svg",
+    "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
+    "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
+    "serve": "budgetnet serve runs/first --data ~/cifar",
+    "report": "budgetnet report runs/first --data ~/cifar",
+    "compare": "budgetnet compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --output compare.html",
+    "track": "budgetnet track runs/first",
+    "data verify": "budgetnet data verify ~/cifar",
+    "data stats": "budgetnet data stats ~/cifar",
+    "data download": "budgetnet data download cifar10 --data ~/cifar",
+}
+
+
+def command_parser(
+    commands: Any,
+    name: str,
+    run: Callable[[Namespace], int],
+    summary: str,
+    *,
+    json: bool = True,
+    parent: str = "",
+) -> ArgumentParser:
+    """A subcommand with the options that all share."""
+    command: ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary.capitalize() + ".", epilog=f"example: {EXAMPLES[parent + name]}"
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if json:
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return command
+
+
+def progress_on(silent: bool, out: TextIO) -> Progress:
+    """Where the progress of a command goes: a live bar on a terminal, lines elsewhere, nowhere where `silent`."""
+    from budgetnet import progress
+
+    if silent:
+        return progress.Progress()
+    return progress.LiveProgress(out) if out.isatty() else progress.PlainProgress(out)
+
+
+def warn(text: str) -> None:
+    """Tell the user on standard error."""
+    print(f"budgetnet: warning: {text}", file=sys.stderr)

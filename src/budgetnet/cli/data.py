@@ -1,0 +1,77 @@
+"""`budgetnet data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from budgetnet.cli.common import command_parser, progress_on
+
+
+def add(commands: Any) -> None:
+    """Add what this file is for to the command line."""
+    group = commands.add_parser("data", help="verify, describe or download data").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    command = command_parser(group, "verify", _verify, "check data files, and look for duplicates", parent="data ")
+    command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
+    command = command_parser(
+        group, "stats", _stats, "count classes, and measure pixel mean and deviation", parent="data "
+    )
+    command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
+    command = command_parser(
+        group, "download", _download, "fetch and verify an official archive", json=False, parent="data "
+    )
+    command.add_argument("name", choices=("cifar10", "cifar100"), nargs="?", default="cifar10")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: $BUDGETNET_DATA, cache)")
+
+
+def _verify(options: Namespace) -> int:
+    from dataclasses import asdict
+
+    from budgetnet import data
+
+    path = options.path or data.default_folder()
+    found = data.verify(path)
+    if options.json:
+        print(json.dumps({"path": str(path), **asdict(found)}))
+        return 0
+    print(f"{path}: {found.kind}, {found.images:,} images")
+    for line in found.lines:
+        print(f"  {line}")
+    return 0
+
+
+def _stats(options: Namespace) -> int:
+    from budgetnet import data
+
+    path = options.path or data.default_folder()
+    images, classes = data.read_training(path)
+    found = data.stats(images)
+    # Labels may end below the last class.
+    counts = {name: found.counts[i] if i < len(found.counts) else 0 for i, name in enumerate(classes)}
+    if options.json:
+        print(json.dumps({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
+        return 0
+    print(f"{path}: {len(images.images):,} images")
+    for name, count in counts.items():
+        print(f"  {name:<20} {count:>8,}")
+    print("  mean " + " ".join(f"{x:.5f}" for x in found.mean))
+    print("  std  " + " ".join(f"{x:.5f}" for x in found.std))
+    return 0
+
+
+def _download(options: Namespace) -> int:
+    from budgetnet import data
+    from budgetnet.download import download
+
+    progress = progress_on(False, sys.stderr)
+    try:
+        folder = download(options.name, options.data or data.default_folder(), progress=progress.download)
+    finally:
+        progress.end()
+    print(folder)
+    return 0

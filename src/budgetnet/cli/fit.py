@@ -1,0 +1,85 @@
+"""`budgetnet fit`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import Any
+
+from budgetnet.cli.common import command_parser, progress_on
+from budgetnet.errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Add what this file is for to the command line."""
+    command = command_parser(commands, "fit", _fit, "find the network that makes the most of a budget")
+    command.add_argument("--budget", type=_count, required=True, metavar="N", help="trainable parameters, such as 5e6")
+    command.add_argument("--flops", type=_count, metavar="N", help="most multiply-adds an image, such as 300e6")
+    command.add_argument("--latency", type=float, metavar="MS", help="most milliseconds for one image on this CPU")
+    command.add_argument("--families", nargs="+", default=(), metavar="NAME", help="such as preact shake (default all)")
+    command.add_argument("--recipe", type=Path, metavar="FILE", help="how to train (default: one of its own)")
+    command.add_argument(
+        "--dataset", choices=("cifar10", "cifar100", "folder", "digits"), help="default: the recipe's, else cifar10"
+    )
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument(
+        "--epochs",
+        type=int,
+        default=4,
+        help="of each network at first; the better half goes on to twice as many, and so on; 0 trains none (default 4)",
+    )
+    command.add_argument("--minutes", type=float, metavar="M", help="at first, instead of as many epochs for each")
+    command.add_argument("--seed", type=int, help="default: the recipe's, else 0")
+    command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    command.add_argument("--output", type=Path, metavar="DIR", help="keep runs, table, picture and the winner's recipe")
+
+
+def _fit(options: Namespace) -> int:
+    from dataclasses import replace
+
+    import torch
+
+    from budgetnet import config as configuration
+    from budgetnet import devices, fit
+
+    if options.threads < 0:
+        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe = configuration.load(options.recipe) if options.recipe else fit.default_recipe(options.dataset or "cifar10")
+    dataset = options.dataset or recipe.dataset
+    seed = recipe.seed if options.seed is None else options.seed
+    request = fit.Request(
+        budget=options.budget,
+        recipe=replace(recipe, dataset=dataset, seed=seed),
+        families=tuple(options.families),
+        multiply_adds=options.flops,
+        latency_ms=options.latency,
+        epochs=options.epochs,
+        minutes=options.minutes,
+    )
+    progress = progress_on(False, sys.stderr if options.json else sys.stdout)
+    device = devices.find(options.device)
+    try:
+        result = fit.fit(request, folder=options.data, output=options.output, device=device, progress=progress)
+    except KeyboardInterrupt:
+        if options.output:
+            print("the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        progress.end()
+    print(json.dumps(result) if options.json else f"\n{fit.render(result)}")
+    if options.output and "winner" in result and not options.json:
+        print(f"\nthe winner's recipe: {options.output / 'winner.yaml'}")
+    return 0
+
+
+def _count(text: str) -> int:
+    """A whole number, also as 5e6."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError) as error:
+        raise ArgumentTypeError(f"{text!r} is not a number, such as 5e6") from error

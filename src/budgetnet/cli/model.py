@@ -1,0 +1,304 @@
+"""The model that a command is given: its options, its data, what computes it, and what is done at test time."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetnet.cli.common import progress_on, warn
+from budgetnet.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from budgetnet.checkpoint import Classifier
+    from budgetnet.data import Dataset
+    from budgetnet.engine import Engine
+    from budgetnet.evaluate import Scores
+    from budgetnet.robustness import Cell
+
+
+CALIBRATION_IMAGES, CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: they are calibrated on as float32
+
+
+def add_model(command: ArgumentParser) -> None:
+    """The model, and where it runs."""
+    command.add_argument("checkpoint", type=Path, help="run folder, model file, or checkpoint of the reference project")
+    command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+
+
+def add_data(command: ArgumentParser) -> None:
+    """The data."""
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument(
+        "--dataset", choices=("cifar10", "cifar100", "folder", "digits"), help="default: what the model was trained on"
+    )
+
+
+def add_engine(command: ArgumentParser, *, precision: bool = True) -> None:
+    """What computes, and with `precision` in which arithmetic."""
+    command.add_argument(
+        "--engine",
+        choices=("auto", "onnx", "torch"),
+        default="auto",
+        help="what computes: ONNX Runtime (on the CPU) or PyTorch (default auto: the faster of those that are there)",
+    )
+    if not precision:
+        command.set_defaults(precision="fp32")
+        return
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "int8"),
+        default="fp32",
+        help="int8 is faster; it is calibrated on training images (--data), and what it costs in accuracy is told",
+    )
+
+
+def add_remedies(command: ArgumentParser) -> None:
+    """What is done at test time."""
+    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+    command.add_argument(
+        "--norm-statistics",
+        choices=("source", "target"),
+        default="source",
+        help="of batch norms: those that training left, or those of the images at hand, without labels",
+    )
+    command.add_argument(
+        "--norm-prior", type=int, metavar="N", help="with target: training's statistics count as N images (default 0)"
+    )
+    command.add_argument(
+        "--temperature",
+        type=_temperature,
+        metavar="fit|T",
+        help="divide logits by T, or by what fits the validation split best (--data)",
+    )
+
+
+def _temperature(text: str) -> float | str:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if text != "fit" and not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"found {text!r}, expected fit or a number above 0")
+    return value or text
+
+
+def classifier_of(options: Namespace) -> Classifier:
+    """The model, on the device that it shall run on."""
+    from dataclasses import replace
+
+    from budgetnet import checkpoint, devices
+
+    if options.precision == "int8" and options.engine == "torch":
+        raise ConfigError("--precision int8 is computed by ONNX Runtime: leave out --engine torch")
+    on_cpu = options.engine == "onnx" or options.precision == "int8"
+    device = devices.find("cpu" if on_cpu and options.device == "auto" else options.device)
+    if on_cpu and device.type != "cpu":
+        raise ConfigError(f"ONNX Runtime, and so int8, computes on the CPU: leave out --device {options.device}")
+    classifier = checkpoint.load_classifier(options.checkpoint, options.model)
+    return replace(classifier, network=classifier.network.to(device))
+
+
+def dataset_of(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset:
+    """The data that the options name, else what the model was trained on, with the classes that it knows."""
+    from budgetnet import data
+
+    progress = progress_on(options.json, sys.stderr)
+    try:
+        name = options.dataset or trained.get("dataset", "cifar10")
+        dataset = data.load(name, options.data, classifier.image_size, progress=progress.download)
+    finally:
+        progress.end()
+    if dataset.classes != classifier.classes:
+        raise DataError(
+            f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...), "
+            f"but {dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...)"
+        )
+    return dataset
+
+
+def trained_on(checkpoint: Path, classifier: Classifier) -> dict[str, Any]:
+    """What the file says of its training data, or nothing where it does not say."""
+    from typing import get_args
+
+    from budgetnet.config import DatasetName
+
+    found = classifier.provenance.get("config")
+    if found is None:
+        return {}
+    trained = {"data_checksum": classifier.provenance.get("data_checksum")}
+    if isinstance(found, dict):
+        trained |= {key: found.get(key) for key in ("dataset", "val_size", "split_seed")}
+        # which older files do not know
+        trained |= {"train_on_test": found.get("train_on_test", False), "train_size": found.get("train_size")}
+    kinds: dict[str, Any] = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int}
+    kinds |= {"train_on_test": bool, "train_size": int | None}
+    wrong = [key for key, kind in kinds.items() if not isinstance(trained.get(key), kind)]
+    if wrong or trained["dataset"] not in get_args(DatasetName):
+        raise CheckpointError(f"{checkpoint} does not say as it should what it was trained on: {wrong or 'dataset'}")
+    return trained
+
+
+def known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the images that the model was trained on and chosen by; where nobody knows, of all and none."""
+    import torch
+
+    from budgetnet import data
+
+    labels = dataset.train.labels
+    assert labels is not None
+    if trained.get("data_checksum") != dataset.checksum:
+        return torch.arange(len(labels)), torch.arange(0)
+    return data.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
+
+
+def some_of(indices: torch.Tensor, n: int) -> torch.Tensor:
+    """The same `n` each time (all where there are fewer), from all over: data may be in the order of its classes."""
+    import torch
+
+    return indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:n]]
+
+
+def computing_network(options: Namespace, classifier: Classifier, *, quiet: bool = False) -> torch.nn.Module | Engine:
+    """What computes in fp32: an engine, or the network itself."""
+    from budgetnet import engine
+
+    onnx = options.engine == "onnx" or options.precision == "int8"
+    if options.engine == "auto" and next(classifier.network.parameters()).device.type == "cpu":
+        onnx = onnx or engine.available()
+        if not onnx and not quiet:
+            warn("onnx and onnxruntime are not installed, so PyTorch computes, which takes several times as long")
+    return engine.compile_network(classifier.network, image_shape(classifier)) if onnx else classifier.network
+
+
+def quantize(classifier: Classifier, dataset: Dataset, trained: dict[str, Any]) -> Engine:
+    """The network in int8, calibrated on some of the images that it was trained on."""
+    from budgetnet import engine
+    from budgetnet.augment import normalize
+
+    training, _ = known_split(dataset, trained)
+    count = min(CALIBRATION_IMAGES, max(1, CALIBRATION_NUMBERS // dataset.train.images[0].numel()))
+    pixels = dataset.train.images[some_of(training, count)]
+    calibration = normalize(pixels, classifier.mean, classifier.std)
+    return engine.compile_network(
+        classifier.network, image_shape(classifier), precision="int8", calibration=calibration
+    )
+
+
+def image_shape(classifier: Classifier) -> tuple[int, int, int]:
+    """(channels, height, width) of what the network takes."""
+    return len(classifier.mean), classifier.image_size, classifier.image_size
+
+
+def computed_by(network: torch.nn.Module | Engine) -> dict[str, str]:
+    """What the result says of its arithmetic."""
+    from budgetnet.engine import Engine
+
+    if isinstance(network, Engine):
+        return {"engine": "onnx", "arithmetic": network.precision}
+    return {"engine": "torch", "arithmetic": "fp32"}
+
+
+def logits_of(
+    network: torch.nn.Module | Engine, classifier: Classifier, pixels: torch.Tensor, options: Namespace
+) -> torch.Tensor:
+    """(n, classes) of uint8 pixels, by the views that were asked for."""
+    from budgetnet import evaluate
+
+    return evaluate.predict_logits(network, pixels, classifier.mean, classifier.std, tta=options.tta)
+
+
+def check_remedies(options: Namespace) -> None:
+    """Refuse remedies that make no sense together."""
+    target = options.norm_statistics == "target"
+    if options.norm_prior is not None and not target:
+        raise ConfigError("--norm-prior is for --norm-statistics target: give both, or leave it out")
+    if (options.norm_prior or 0) < 0:
+        raise ConfigError(f"--norm-prior is {options.norm_prior}, expected 0 or more images")
+    if target and options.precision == "int8":
+        raise ConfigError(
+            "int8 is calibrated for the norm statistics that training left: leave out --precision int8 or "
+            "--norm-statistics target"
+        )
+
+
+def remedied(
+    options: Namespace,
+    classifier: Classifier,
+    network: torch.nn.Module | Engine,
+    dataset: Dataset | None,
+    trained: dict[str, Any],
+) -> tuple[list[dict[str, Any]], Callable[[torch.Tensor], list[torch.Tensor]]]:
+    """What is to be done at test time, and what gives the logits of images without it and after each remedy."""
+    from dataclasses import replace
+
+    from budgetnet import evaluate
+    from budgetnet.remedies import adapted, fit_temperature
+
+    remedies: list[dict[str, Any]] = []
+    temperatures: list[float] = []
+
+    def classify(pixels: torch.Tensor) -> list[torch.Tensor]:
+        found = [logits_of(network, classifier, pixels, options)]
+        if options.norm_statistics == "target":
+            own = adapted(classifier.network, pixels, classifier.mean, classifier.std, options.norm_prior or 0)
+            compiled = computing_network(options, replace(classifier, network=own), quiet=True)
+            found.append(logits_of(compiled, classifier, pixels, options))
+        return found + [found[-1] / temperature for temperature in temperatures]
+
+    if options.norm_statistics == "target":
+        remedies.append({"remedy": "norm statistics", "prior": options.norm_prior or 0})
+    if options.temperature == "fit":
+        assert dataset is not None
+        labels = dataset.train.labels
+        assert labels is not None
+        _, validation = known_split(dataset, trained)
+        if not len(validation):
+            raise ConfigError(
+                f"--temperature fit needs a validation split, and none of {options.checkpoint} is known in these data: "
+                "give a number"
+            )
+        logits, labels = classify(dataset.train.images[validation])[-1], labels[validation]
+        temperature = fit_temperature(logits, labels)
+        before, after = (brief(evaluate.score(either, labels)) for either in (logits, logits / temperature))
+        fitted = {"split": "val", "images": len(labels), "before": before, "after": after}
+        remedies.append({"remedy": "temperature", "temperature": temperature, "fitted": fitted})
+        temperatures.append(temperature)
+    elif options.temperature is not None:
+        remedies.append({"remedy": "temperature", "temperature": options.temperature})
+        temperatures.append(options.temperature)
+    return remedies, classify
+
+
+def brief(scores: Scores | Cell) -> dict[str, float]:
+    """Three figures of many."""
+    return {"accuracy": scores.accuracy, "loss": scores.loss, "ece": scores.ece}
+
+
+def int8_cost(exact: torch.Tensor, quantized: torch.Tensor, labels: torch.Tensor, split: str) -> dict[str, Any]:
+    """What quantisation costs on these images."""
+    from budgetnet import evaluate
+
+    before, after = (evaluate.score(logits, labels).accuracy for logits in (exact, quantized))
+    return {
+        "split": split,
+        "images": len(labels),
+        "fp32_accuracy": before,
+        "int8_accuracy": after,
+        "points_lost": round(100 * (before - after), 9),  # the difference has digits that the two have not
+        "predictions_changed": (exact.argmax(1) != quantized.argmax(1)).double().mean().item(),
+    }
+
+
+def int8_line(cost: dict[str, Any]) -> str:
+    """What quantisation costs, in a line."""
+    before, after = cost["fp32_accuracy"], cost["int8_accuracy"]
+    return (
+        f"int8 instead of fp32 on {cost['images']:,} images of the {cost['split']} split: accuracy {before:.2%} -> "
+        f"{after:.2%} ({100 * (after - before):+.2f} points), {cost['predictions_changed']:.2%} of predictions changed"
+    )

@@ -1,0 +1,100 @@
+"""`budgetnet models` and `budgetnet inspect`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from budgetnet.cli.common import command_parser
+from budgetnet.errors import CheckpointError, ConfigError
+
+
+def add(commands: Any) -> None:
+    """Add what this file is for to the command line."""
+    command = command_parser(commands, "models", _models, "list the networks, their size and whether they fit a budget")
+    command.add_argument("--budget", type=int, default=5_000_000, help="trainable parameters (default 5000000)")
+    command.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
+
+    command = command_parser(commands, "inspect", _inspect, "show a network's layers, or what a checkpoint holds")
+    command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a listed name, a recipe, or a file of weights")
+    command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
+    command.add_argument("--width", type=int, help="width of a network given by name")
+    command.add_argument("--classes", type=int, help="classes of a named network (default 10) or a recipe (its data's)")
+    command.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the stages with their shapes")
+
+
+def _models(options: Namespace) -> int:
+    import torch
+
+    from budgetnet import models
+    from budgetnet.config import ModelConfig
+
+    rows = []
+    for name in models.names():
+        with torch.device("meta"):
+            network = models.build(ModelConfig(name=name), options.classes)
+        parameters, macs = models.count_parameters(network), models.multiply_adds(network, 32)
+        rows.append(
+            {"name": name, "parameters": parameters, "multiply_adds": macs, "fits": parameters <= options.budget}
+        )
+    if options.json:
+        print(json.dumps({"budget": options.budget, "models": rows}))
+        return 0
+    print(f"{'network':<20} {'parameters':>12} {'multiply-adds':>15}  fits {options.budget:,}")
+    for row in rows:
+        print(
+            f"{row['name']:<20} {row['parameters']:>12,} {row['multiply_adds']:>15,}  {'yes' if row['fits'] else 'no'}"
+        )
+    return 0
+
+
+def _inspect(options: Namespace) -> int:
+    from budgetnet import checkpoint, data, models, pictures
+    from budgetnet import config as configuration
+    from budgetnet.config import ModelConfig
+
+    provenance: dict[str, Any] = {}
+    named = options.what in models.names() or not Path(options.what).exists()
+    if options.width is not None and not named:
+        raise ConfigError(f"--width is for a network given by name, and {options.what} has its own: leave it out")
+    if options.model is not None and named:
+        raise ConfigError(f"--model is for a checkpoint of the reference project, not for {options.what}: leave it out")
+    if Path(options.what).suffix in (".yaml", ".yml"):
+        recipe = configuration.load(Path(options.what))
+        size, title = recipe.image_size, recipe.model.name
+        classes = options.classes or data.num_classes(recipe.dataset, None)
+        network = models.build(recipe.model, classes, size, recipe.budget)
+    elif named:
+        if "/" in options.what or Path(options.what).suffix:
+            raise CheckpointError(f"{options.what} is not there: give a name that `budgetnet models` lists, or a file")
+        config, size = ModelConfig(name=options.what, width=options.width), 32
+        network = models.build(config, options.classes or 10)
+        title = options.what
+    else:
+        classifier = checkpoint.load_classifier(Path(options.what), options.model)
+        network, size, title = classifier.network, classifier.image_size, classifier.model.name
+        provenance = {"classes": classifier.classes, "mean": classifier.mean, "std": classifier.std}
+        provenance |= classifier.provenance
+    rows = models.summarize(network, size)
+    if options.picture:
+        pictures.draw_network(network, options.picture, title, size)
+    if options.json:
+        layers = [vars(row) for row in rows]
+        print(json.dumps({"model": title, "layers": layers, "provenance": provenance}))
+        return 0
+    print(f"{title}, {size}x{size} images")
+    widest = max(len(row.name) for row in rows)
+    print(f"{'layer':<{widest}}  {'output':>14}  {'parameters':>11}  {'multiply-adds':>13}  kind")
+    for row in rows:
+        shape = "x".join(map(str, row.output_shape))
+        print(f"{row.name:<{widest}}  {shape:>14}  {row.parameters:>11,}  {row.multiply_adds:>13,}  {row.kind}")
+    parameters, macs = sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
+    print(f"{'total':<{widest}}  {'':>14}  {parameters:>11,}  {macs:>13,}")
+    for key, value in provenance.items():
+        if key != "config":
+            print(f"{key}: {value}")
+    if options.picture:
+        print(f"drawn to {options.picture}")
+    return 0

@@ -1,0 +1,87 @@
+"""`budgetnet report`, `compare` and `track`: what has been trained."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetnet.cli.common import command_parser, warn
+from budgetnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add(commands: Any) -> None:
+    """Add what this file is for to the command line."""
+    command = command_parser(
+        commands, "report", _report, "write the page that shows what a run learnt and where it is wrong"
+    )
+    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder, which gets report.html")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:N or mps")
+
+    command = command_parser(
+        commands, "compare", _compare, "compare runs: grouped by recipe, seed by seed, and by their cost"
+    )
+    command.add_argument("folders", type=Path, metavar="RUN", nargs="*", help="run folders; the first is compared with")
+    command.add_argument("--experiment", metavar="NAME", help="the runs of an MLflow experiment instead")
+    command.add_argument("--output", type=Path, metavar="FILE.html", help="write a page with curves and pictures too")
+
+    command = command_parser(
+        commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False
+    )
+    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+
+
+def _report(options: Namespace) -> int:
+    from budgetnet import devices, report
+
+    path = report.write(options.folder, data=options.data, device=devices.find(options.device))
+    print(json.dumps({"report": str(path)}) if options.json else path)
+    return 0
+
+
+def _compare(options: Namespace) -> int:
+    import tempfile
+
+    from budgetnet import compare, compare_page, store
+
+    if bool(options.folders) == bool(options.experiment):
+        raise ConfigError("give run folders, or --experiment NAME, and not both")
+    with tempfile.TemporaryDirectory() as folder:
+        folders = options.folders
+        if options.experiment:
+            folders, without = store.fetch(options.experiment, Path(folder))
+            if without:
+                warn(f"{without} runs of {options.experiment} have no record in MLflow yet and are left out")
+        comparison = compare.compare(folders)
+        if options.output:
+            compare_page.write(comparison, options.output)
+    if options.json:
+        print(json.dumps(comparison.to_dict()))
+    else:
+        compare.show(comparison)
+        if options.output:
+            print(f"written to {options.output}")
+    return 0
+
+
+def _track(options: Namespace) -> int:
+    import contextlib
+
+    import numpy as np
+
+    from budgetnet import checkpoint, folder, tracking
+
+    def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
+        best = checkpoint.load_classifier(path)
+        return best.network, np.zeros((2, len(best.mean), best.image_size, best.image_size), np.float32)
+
+    # Held, as a run that is training sends its record itself, and would be said to have ended.
+    there = options.folder.is_dir()
+    with folder.hold(options.folder, warn) if there else contextlib.nullcontext():
+        print(tracking.send(options.folder, load_network=load_network, warn=warn))
+    return 0

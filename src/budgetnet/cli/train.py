@@ -1,0 +1,147 @@
+"""`budgetnet train`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from budgetnet.cli.common import EXAMPLES, progress_on
+from budgetnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from budgetnet.data import Dataset
+    from budgetnet.progress import Progress
+
+
+def run(arguments: list[str]) -> int:
+    """Train by a recipe, or go on with a run; the arguments are those after `train`."""
+    import jsonargparse
+
+    from budgetnet import config as configuration
+
+    parser = jsonargparse.ArgumentParser(
+        prog="budgetnet train",
+        usage="budgetnet train RECIPE [options]",
+        description="Train a network by a recipe; any key of the recipe is an option too.",
+        epilog=f"example: {EXAMPLES['train']}",
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file (see recipes/)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="where the data is; null is $BUDGETNET_DATA, else the cache folder"
+    )
+    parser.add_argument("--output", metavar="RUN", help="the run's folder; null is runs/RECIPE-TIME")
+    parser.add_argument("--resume", action="store_true", help="continue RUN where it stopped, exactly")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    parser.add_argument("--no_track", action="store_true", help="leave MLflow out")
+    parser.add_argument("--no_report", action="store_true", help="write no report.html at the end")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    configuration.add_options(parser)
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        return 0
+    arguments, fit_memory = without_auto_batch(arguments)
+    config, options = configuration.parse(parser, arguments)
+    run = Path(options.output) if options.output else None
+    if options.resume and run is None:
+        raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
+    if options.recipe_file is None:
+        if not options.resume or run is None:
+            raise ConfigError("which recipe? give a YAML file, such as recipes/quick.yaml")
+        if not (run / "config.yaml").is_file():
+            raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
+        config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
+    if options.threads < 0:
+        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
+    if options.print_config:
+        print(configuration.to_yaml(config), end="")
+        return 0
+    run = run or Path("runs") / f"{Path(options.recipe_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return _run_training(config, options, run, progress_on(options.json or options.quiet, sys.stdout), fit_memory)
+
+
+def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
+    """A command line without `--batch-size auto`, and whether that was there: then the recipe's is the most."""
+    names = ("--batch-size", "--batch_size")
+    for place, argument in enumerate(arguments):
+        if argument in [f"{name}=auto" for name in names]:
+            return [*arguments[:place], *arguments[place + 1 :]], True
+        if argument in names and arguments[place + 1 : place + 2] == ["auto"]:
+            return [*arguments[:place], *arguments[place + 2 :]], True
+    return arguments, False
+
+
+def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
+    import torch
+
+    from budgetnet import devices, report
+    from budgetnet.progress import summary_lines
+    from budgetnet.train import Interrupted, train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = devices.find(options.device)
+    caught: list[int] = []
+
+    def write_report(dataset: Dataset) -> None:
+        if not options.no_report:
+            report.after_training(run, dataset, device, progress.warn)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
+        if not progress.begun:
+            signal.raise_signal(number)
+        caught.append(number)
+        progress.say("stopping after this step")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        summary = train(
+            config,
+            run,
+            folder=Path(options.data) if options.data else None,
+            device=device,
+            progress=progress,
+            track=not options.no_track,
+            resume=options.resume,
+            fit_memory=fit_memory,
+            stop=lambda: bool(caught),
+            report=write_report,
+        )
+    except Interrupted:
+        print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
+        return 128 + caught[0]
+    except KeyboardInterrupt:
+        if (run / "last.ckpt").is_file():
+            print(f"to go on from {run / 'last.ckpt'}: {_resume_command(run, options)}", file=sys.stderr)
+        raise
+    finally:
+        progress.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if options.json:
+        print(json.dumps(summary))
+    for line in summary_lines(summary, run):
+        progress.say(line)
+    return 0
+
+
+def _resume_command(run: Path, options: Any) -> str:
+    again = ["budgetnet", "train", "--resume", "--output", str(run)]
+    again += ["--data", options.data] if options.data else []
+    again += ["--device", options.device] if options.device != "auto" else []
+    again += ["--threads", str(options.threads)] if options.threads else []
+    again += ["--no-track"] if options.no_track else []
+    again += ["--no-report"] if options.no_report else []
+    return shlex.join(again)
