@@ -151,6 +151,16 @@ def test_a_whole_archive_left_by_an_interrupted_call_is_unpacked_without_the_net
     assert server.requests == []
 
 
+def test_what_a_process_that_was_killed_had_unpacked_is_removed(server, tmp_path):
+    left = tmp_path / ".unpack-cifar-10-batches-py-abc" / "cifar-10-batches-py"
+    other = tmp_path / ".unpack-cifar-100-python-abc"
+    left.mkdir(parents=True)
+    other.mkdir()
+    (left / "data_batch_1").write_bytes(b"half")
+    get(server, tmp_path)
+    assert names(tmp_path) == [".unpack-cifar-100-python-abc", "cifar-10-batches-py", "source"]
+
+
 def test_a_partial_file_longer_than_the_archive_is_started_over(server, tmp_path):
     (tmp_path / "cifar10.tar.gz.part").write_bytes(server.body + b"more")
     assert get(server, tmp_path).is_dir()

@@ -1,6 +1,9 @@
 """How many images a step may have, by what memory there is."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +79,33 @@ def test_on_a_cpu_what_a_step_keeps_is_extrapolated_and_no_large_step_is_tried(s
     found = fitting_batch(asked, a_step(seen), CPU)
     assert found == max(size for size in kept if 2 * kept[size] <= 0.8 * room)
     assert max(seen) <= 16
+
+
+PEAK = """
+import gc, re, sys, torch
+from pathlib import Path
+from budgetnet import memory, models
+from budgetnet.config import ModelConfig
+torch.set_num_threads(1)
+network = models.build(ModelConfig(name="wrn_16_4", width=16), 10).train()
+def step(size):
+    network(torch.ones(size, 3, 32, 32)).logsumexp(1).sum().backward()
+little, more = (memory._kept(step, size) for size in (8, 16))
+gc.collect()
+def status(key):
+    return 1024 * int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = status("VmRSS")
+step(256)
+print((status("VmHWM") - before) / (little + (256 - 8) * (more - little) / 8))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what the peak was")
+def test_the_estimate_holds_what_a_real_step_takes_at_its_peak():
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 0.7 < float(done.stdout) < memory._TEMPORARY
 
 
 def test_where_the_system_does_not_say_what_is_available_the_step_is_tried(monkeypatch):

@@ -186,7 +186,10 @@ class _Member(tarfile.TarInfo):
 
 def _unpack(archive: Path, folder: Path, inside: str) -> None:
     """Unpack `inside/` of a tar archive, files that lie directly in it, beside its place; then move it in one step."""
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder))
+    prefix = f".unpack-{inside}-"
+    for abandoned in folder.glob(f"{prefix}*"):  # by a process that was killed; two at once share the archive too
+        shutil.rmtree(abandoned)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
     try:
         # As a stream, in which nothing can lead back.
         with gzip.open(archive) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
