@@ -220,16 +220,18 @@ def _work(name: str, numbers: range, seed: int, folder: Path, at: mmap.mmap, sai
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # on which libtiff says what it thinks of each file
     smallest: dict[str, tuple[int, bytes]] = {}
     failed = 0
-    for number in numbers:
-        at[: _NUMBER.size] = _NUMBER.pack(number)
-        content = trial.damaged(Random(f"{seed} {name} {number}"))
-        if wrong := attempt(trial, content, watch):
-            failed += 1
-            if wrong not in smallest or len(content) < len(smallest[wrong][1]):
-                smallest[wrong] = number, content
-            with said.open("a") as file:
-                file.write(json.dumps([number, wrong]) + "\n")
-    os.dup2(shown, 2)
+    try:
+        for number in numbers:
+            at[: _NUMBER.size] = _NUMBER.pack(number)
+            content = trial.damaged(Random(f"{seed} {name} {number}"))
+            if wrong := attempt(trial, content, watch):
+                failed += 1
+                if wrong not in smallest or len(content) < len(smallest[wrong][1]):
+                    smallest[wrong] = number, content
+                with said.open("a") as file:
+                    file.write(json.dumps([number, wrong]) + "\n")
+    finally:
+        os.dup2(shown, 2)  # also for the traceback of a campaign that fails itself
     at[: _NUMBER.size] = _NUMBER.pack(numbers.stop)
     for wrong, (number, content) in smallest.items():
         content = reduced(content, lambda one, wrong=wrong: attempt(trial, one, watch) == wrong)
