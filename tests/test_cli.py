@@ -292,6 +292,40 @@ def test_predict_takes_remedies_and_tells_what_they_changed(home, capsys, monkey
     assert np.allclose(powers / powers.sum(1, keepdims=True), fitted, atol=1e-5)
 
 
+def test_what_views_count_for_is_fitted_told_and_given_again(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    command = ["evaluate", "run", "--tta", "crops", "--view-weights"]
+    assert main([*command, "fit", "--temperature", "fit", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    views, temperature = found["remedies"]
+    assert (views["remedy"], temperature["remedy"], views["fitted"]["images"]) == ("views", "temperature", 200)
+    assert sum(views["shares"]) == pytest.approx(1)
+    assert temperature["before"] == views["after"] != views["before"]
+    again = ",".join(map(repr, views["shares"]))
+    assert main([*command, again, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remedies"][0]["after"] == views["after"]
+    assert main(["predict", "run", "digits.npy", *command[2:], again]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"views that count for [\d.e-]+ : [\d.e-]+ : [\d.e-]+: [\d.]+% of predictions changed", last)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--view-weights", "fit"], "--tta flip-shift or crops"),
+        (["--tta", "flip", "--view-weights", "1"], "--tta flip-shift or crops"),
+        (["--tta", "crops", "--view-weights", "1,2"], "2 numbers, expected 3"),
+        (["--tta", "crops", "--view-weights", "1,-2,0"], "numbers of 0 and above"),
+        (["--tta", "crops", "--view-weights", "0,0,0"], "numbers of 0 and above"),
+        (["--tta", "crops", "--view-weights", "1,2,nan"], "numbers of 0 and above"),
+    ],
+)
+def test_weights_of_views_that_make_no_sense_are_refused(home, capsys, monkeypatch, options, said):
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "run", *options]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_submission_has_a_row_an_image_and_is_scored_against_known_labels(home, capsys, monkeypatch):
     monkeypatch.chdir(home)
     command = ["predict", "run", "digits.npy", "--output", "out.csv", "--probabilities", "--labels", "labels.csv"]
@@ -653,7 +687,10 @@ def _bad(folder: Path) -> None:
         ("evaluate home/run --temperature cold", "found 'cold', expected fit or a number above 0"),
         ("evaluate home/run --temperature nan", "found 'nan', expected fit or a number above 0"),
         ("evaluate home/run --temperature 0", "found '0', expected fit or a number above 0"),
-        ("predict home/run home/digits.npy --temperature 2 --data tiny", "and --temperature fit fitted on"),
+        (
+            "predict home/run home/digits.npy --temperature 2 --data tiny",
+            "--temperature fit and --view-weights fit are fitted on",
+        ),
         ("predict home/run home/digits.npy --temperature fit --dataset cifar10 --data empty", "named by --data: "),
         ("predict home/run home/digits.npy --norm-statistics target --precision int8", "leave out --precision int8"),
         ("predict home/run home/digits.npy --data tiny", "what --precision int8 is calibrated on"),

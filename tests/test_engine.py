@@ -218,7 +218,7 @@ def test_compiling_changes_neither_the_network_nor_the_random_numbers(precision)
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("tta", ["none", "flip", "flip-shift"])
+@pytest.mark.parametrize("tta", ["none", "flip", "flip-shift", "crops"])
 def test_predicted_logits_are_pytorchs_also_in_several_passes_and_with_views(tta, monkeypatch):
     monkeypatch.setattr(engine, "_BATCH", 16 * math.prod(SHAPE))
     network, images = a_network(), some_images()

@@ -91,19 +91,22 @@ def views(image: Tensor, tta: str) -> list[tuple[float, Tensor]]:
         return [(0.5, image), (0.5, mirror)]
     rows, columns = image.shape[1:]
 
-    def moved(by: int) -> Tensor:
-        def source(i: int, length: int) -> int:
+    def moved(down: int, right: int) -> Tensor:
+        def source(i: int, length: int, by: int) -> int:
             i = abs(i - by)
             return i if i < length else 2 * (length - 1) - i
 
-        down = image[:, [source(i, rows) for i in range(rows)]]
-        return down[:, :, [source(i, columns) for i in range(columns)]]
+        found = image[:, [source(i, rows, down) for i in range(rows)]]
+        return found[:, :, [source(i, columns, right) for i in range(columns)]]
 
-    shifted = [view for by in (-1, 1) for view in (moved(by), moved(by).flip(2))]
-    return [(0.25, image), (0.25, mirror), *((0.125, view) for view in shifted)]
+    if tta == "flip-shift":
+        shifted = [view for by in (-1, 1) for view in (moved(by, by), moved(by, by).flip(2))]
+        return [(0.25, image), (0.25, mirror), *((0.125, view) for view in shifted)]
+    crops = [moved(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return [(1 / 18, view) for crop in crops for view in (crop, crop.flip(2))]
 
 
-@pytest.mark.parametrize("tta", ["none", "flip", "flip-shift"])
+@pytest.mark.parametrize("tta", ["none", "flip", "flip-shift", "crops"])
 def test_tta_is_the_weighted_mean_of_the_logits_of_each_view(tta):
     network, images = a_network(), some_images(2)
     logits = predict_logits(network, images, MEAN, STD, tta=tta)
@@ -112,6 +115,20 @@ def test_tta_is_the_weighted_mean_of_the_logits_of_each_view(tta):
         terms = [w * predict_logits(network, view[None], MEAN, STD) for w, view in views(image, tta)]
         expected.append(torch.stack(terms).sum(0))
     torch.testing.assert_close(logits, torch.cat(expected))
+
+
+def test_groups_of_views_count_for_their_shares_and_one_alone_is_the_mean_of_its_views():
+    network, images = a_network(), some_images(2)
+
+    def logits(tta, shares=None):
+        return predict_logits(network, images, MEAN, STD, tta=tta, shares=shares)
+
+    torch.testing.assert_close(logits("flip-shift", [3, 0]), logits("flip"))
+    torch.testing.assert_close(logits("flip-shift", [2, 2]), logits("flip-shift"))
+    alone = [logits("crops", shares) for shares in torch.eye(3).tolist()]
+    torch.testing.assert_close(logits("crops", [1, 2, 5]), (alone[0] + 2 * alone[1] + 5 * alone[2]) / 8)
+    with pytest.raises(ValueError, match="zip"):
+        logits("flip-shift", [1, 1, 1])
 
 
 def test_flipping_the_images_changes_nothing_under_flip_tta():
@@ -155,7 +172,7 @@ def test_no_images_give_no_logits_of_the_right_width():
 
 
 def test_an_unknown_tta_and_images_that_are_not_uint8_are_refused():
-    with pytest.raises(ValueError, match="expected none, flip or flip-shift"):
+    with pytest.raises(ValueError, match="expected none, flip, flip-shift, crops"):
         predict_logits(a_network(), some_images(1), MEAN, STD, tta="twice")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected torch\.uint8"):
         predict_logits(a_network(), some_images(1).float(), MEAN, STD)

@@ -1,4 +1,4 @@
-"""Norm statistics of the images at hand, and the temperature of probabilities."""
+"""Norm statistics of the images at hand, what views count for, and the temperature of probabilities."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from budgetnet.augment import normalize
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import CheckpointError, ConfigError, DataError
 from budgetnet.evaluate import predict_logits, score
-from budgetnet.remedies import adapted, fit_temperature
+from budgetnet.remedies import adapted, fit_shares, fit_temperature
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -157,3 +157,32 @@ def test_a_network_that_is_never_wrong_or_never_right_gets_the_end_of_the_range(
     assert fit_temperature(logits, (torch.arange(4) + 1) % 4) == remedies.HIGHEST
     with pytest.raises(DataError, match="no images"):
         fit_temperature(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+
+
+def three_groups(n: int, noise: tuple[float, float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of three groups of views, which see the same with more or less noise, and labels."""
+    logits, labels = calibrated(n, 1.0)
+    rng = torch.Generator().manual_seed(1)
+    return torch.stack([logits + each * torch.randn(logits.shape, generator=rng) for each in noise]), labels
+
+
+def test_shares_have_the_least_cross_entropy_of_all_on_a_grid_of_shares_and_temperatures():
+    logits, labels = three_groups(400, (1.0, 0.5, 4.0))
+    found = fit_shares(logits, labels)
+    assert sum(found) == pytest.approx(1)
+    assert found[1] > found[0] > found[2] >= 0
+
+    def loss(shares: list[float]) -> float:
+        mean = torch.tensordot(torch.tensor(shares), logits, 1)
+        return F.cross_entropy(mean / fit_temperature(mean, labels), labels).item()
+
+    grid = [(a / 10, b / 10, (10 - a - b) / 10) for a in range(11) for b in range(11 - a)]
+    assert loss(found) <= min(loss([*shares]) for shares in grid) + 1e-6
+
+
+def test_views_that_say_nothing_of_the_classes_count_alike_and_some_images_are_needed():
+    labels = torch.arange(4)
+    wrong = torch.stack([-torch.eye(4), -2 * torch.eye(4)])
+    assert fit_shares(wrong, labels) == [0.5, 0.5]
+    with pytest.raises(DataError, match="no images"):
+        fit_shares(torch.zeros(2, 0, 4), labels[:0])

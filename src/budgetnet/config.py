@@ -29,7 +29,7 @@ _DEEPEST = 20
 # What PyYAML raises on what is no YAML, or has a tag that does not fit it: `!!bool maybe`, `!!int ""`.
 _BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 DatasetName = Literal["cifar10", "cifar100", "folder", "digits"]
-Tta = Literal["none", "flip", "flip-shift"]
+Tta = Literal["none", "flip", "flip-shift", "crops"]
 
 
 def _require(condition: bool, option: str, found: Any, expected: str) -> None:
@@ -433,7 +433,8 @@ class Config:
     patience: int | None = None
     """Stop after this many epochs without a better validation accuracy; null never. Off when val_size is 0."""
     tta: Tta = "none"
-    """Views averaged in the final test (never in validation): none, flip, or flip and one-pixel shifts."""
+    """Views averaged in the final test (never in validation): none; flip (2); flip-shift, and some one-pixel shifts
+    (6); crops, and all of them (18)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; auto is bf16 where the device computes in it, else fp32."""
     channels_last: bool = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,6 +25,15 @@ _ECE_BINS = 15
 _Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _COLUMNS = 80
 
+SHIFTS: Mapping[Tta, Sequence[Sequence[tuple[int, int]]]] = {
+    "flip": [[(0, 0)]],
+    "flip-shift": [[(0, 0)], [(1, 1), (-1, -1)]],
+    "crops": [[(0, 0)], [(0, 1), (0, -1), (1, 0), (-1, 0)], [(1, 1), (1, -1), (-1, 1), (-1, -1)]],
+}
+"""Of each test-time augmentation, groups of shifts by pixels down and right; each is seen with its mirror image."""
+SHARES: Mapping[Tta, Sequence[float]] = {"flip": [1], "flip-shift": [1 / 2, 1 / 2], "crops": [1 / 9, 4 / 9, 4 / 9]}
+"""What each group counts for, where nothing else is said."""
+
 
 def predict_logits(
     network: nn.Module | Engine,
@@ -32,6 +42,7 @@ def predict_logits(
     std: Sequence[float],
     *,
     tta: Tta = "none",
+    shares: Sequence[float] | None = None,
     precision: torch.dtype | None = None,
 ) -> Tensor:
     """The logits of each image, the same bits whichever images are asked about with it, and in whichever order.
@@ -43,6 +54,7 @@ def predict_logits(
     - "flip": 1/2 each of the image and its mirror.
     - "flip-shift": 1/4 each of the image and its mirror, and 1/8 each of both moved by one pixel up and left and moved
       by one pixel down and right, the uncovered edge reflected (Jordan 2024, arXiv:2404.00498).
+    - "crops": 1/18 each of the nine crops of the image with a reflected border of one pixel, and their mirrors.
 
     Args:
         network: maps float32 (n, c, h, w) to (n, classes): a network, or what `engine.compile_network` makes of it.
@@ -50,6 +62,8 @@ def predict_logits(
         mean: of each channel, in units of the full range, [0, 1].
         std: of each channel, in the same units.
         tta: the views that are averaged.
+        shares: what each group of `SHIFTS[tta]` counts for, 0 or more, of which one at least is not 0; those of
+            `SHARES` if None.
         precision: autocast a network to this dtype; None computes in the dtype of the weights. An engine has its own.
 
     Returns:
@@ -57,7 +71,8 @@ def predict_logits(
 
     Raises:
         CheckpointError: a logit is not finite.
-        ValueError: `images` is not uint8 with four dimensions, or a precision is given for an engine.
+        ValueError: `images` is not uint8 with four dimensions, a precision is given for an engine, or `shares` are not
+            as many as the groups.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected torch.uint8 (n, c, h, w)")
@@ -76,7 +91,7 @@ def predict_logits(
             chunk = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8, device=device)
             chunk[slots] = images[chosen].to(device)
             inputs = normalize(chunk, mean, std).contiguous(memory_format=memory_format)
-            rows.append(_average_views(network, inputs, tta)[slots])
+            rows.append(_average_views(network, inputs, tta, shares)[slots])
     shuffled = torch.cat(rows).cpu()
     logits = torch.empty_like(shuffled)
     logits[torch.cat([chosen for _, chosen, _ in passes])] = shuffled
@@ -152,23 +167,33 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.auto
     return torch.autocast(device.type, dtype=precision, enabled=precision not in (None, torch.float32))
 
 
-def _average_views(network: Callable[[Tensor], Tensor], inputs: Tensor, tta: Tta) -> Tensor:
-    def logits(view: Tensor) -> Tensor:
-        return network(view).float()
-
-    def mirrored_too(view: Tensor) -> Tensor:
-        return 0.5 * (logits(view) + logits(view.flip(3)))
-
+def _average_views(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, tta: Tta, shares: Sequence[float] | None
+) -> Tensor:
     if tta == "none":
-        return logits(inputs)
-    if tta == "flip":
-        return mirrored_too(inputs)
-    if tta == "flip-shift":
-        height, width = inputs.shape[2:]
-        bordered = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
-        down_right, up_left = bordered[:, :, :height, :width], bordered[:, :, 2:, 2:]
-        return 0.5 * mirrored_too(inputs) + 0.25 * (mirrored_too(down_right) + mirrored_too(up_left))
-    raise ValueError(f"tta is {tta!r}, expected none, flip or flip-shift")
+        return network(inputs).float()
+    if tta not in SHIFTS:
+        raise ValueError(f"tta is {tta!r}, expected none, {', '.join(SHIFTS)}")
+    shares = SHARES[tta] if shares is None else shares
+    height, width = inputs.shape[2:]
+    bordered = inputs if tta == "flip" else F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+
+    def logits(down: int, right: int) -> Tensor:
+        view = inputs
+        if down or right:
+            view = bordered[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+        return 0.5 * (network(view).float() + network(view.flip(3)).float())
+
+    terms = [
+        share / sum(shares) / len(group) * _sum(logits(*shift) for shift in group)
+        for share, group in zip(shares, SHIFTS[tta], strict=True)
+        if share
+    ]
+    return _sum(terms)
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
 
 
 def _require_finite(logits: Tensor) -> None:

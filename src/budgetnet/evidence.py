@@ -25,6 +25,7 @@ VIEWS = {
     "none": "each as it is",
     "flip": "each averaged with its mirror image",
     "flip-shift": "each averaged over 6 views (flip-shift)",
+    "crops": "each averaged over 18 views (crops)",
 }
 
 

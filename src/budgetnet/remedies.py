@@ -1,7 +1,7 @@
 """What can be done for a trained network at test time, without labels of the images that it is to classify.
 
-Averaging views is part of `evaluate.predict_logits`. Here are norm statistics of the images at hand, and the
-temperature of the probabilities.
+Averaging views is part of `evaluate.predict_logits`. Here are what those views should count for, norm statistics of the
+images at hand, and the temperature of the probabilities.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -147,6 +148,42 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.sqrt(low * high)
 
 
+def fit_shares(logits: Tensor, labels: Tensor) -> list[float]:
+    """What groups of views should count for, so that the cross-entropy of their weighted mean is least.
+
+    At whichever temperature suits it best: the temperature is then another remedy. The cross-entropy is convex in the
+    weights.
+
+    Args:
+        logits: float (groups, n, classes), finite, of images that nothing was trained on.
+        labels: int64 (n,) in [0, classes).
+
+    Returns:
+        The share of each group, 0 or more, 1 in all; equal where no mean says anything of the classes.
+
+    Raises:
+        DataError: there are no images.
+    """
+    from scipy.optimize import minimize
+
+    if not len(labels):
+        raise DataError("there are no images to weigh views by, expected a validation split")
+    groups = logits.double()
+    own = groups.gather(2, labels.expand(len(groups), -1)[:, :, None])[:, :, 0]
+
+    def loss(weights: Any) -> tuple[float, Any]:
+        """The mean cross-entropy, and its gradient."""
+        mean = torch.einsum("g,gnc->nc", torch.from_numpy(weights), groups)
+        value = torch.logsumexp(mean, 1) - torch.from_numpy(weights) @ own
+        slope = (torch.softmax(mean, 1) * groups).sum(2) - own
+        return value.mean().item(), slope.mean(1).numpy()
+
+    start = np.full(len(groups), 1 / len(groups))
+    found = minimize(loss, start, jac=True, bounds=[(0, 1 / LOWEST)] * len(groups)).x
+    total = float(found.sum())
+    return [float(weight) / total for weight in found] if total > 1e-9 else start.tolist()
+
+
 def render_scored(remedy: Mapping[str, Any], split: str) -> str:
     """What a remedy did to the images of a split that were scored, as text for people, at most 80 columns wide.
 
@@ -181,7 +218,10 @@ def render_predicted(remedy: Mapping[str, Any]) -> str:
 def _name(remedy: Mapping[str, Any]) -> str:
     if remedy["remedy"] == "norm statistics":
         return f"norm statistics of these images (training's count as {remedy['prior']:,} images)"
-    what = f"temperature {remedy['temperature']:.4g}"
+    if remedy["remedy"] == "views":
+        what = f"views that count for {' : '.join(f'{share:.3g}' for share in remedy['shares'])}"
+    else:
+        what = f"temperature {remedy['temperature']:.4g}"
     return what + (f", fitted on the {remedy['fitted']['images']:,} validation images" if "fitted" in remedy else "")
 
 

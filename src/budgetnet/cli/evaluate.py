@@ -21,6 +21,7 @@ from budgetnet.cli.model import (
     computed_by,
     computing_network,
     dataset_of,
+    fits,
     int8_cost,
     int8_line,
     known_split,
@@ -78,7 +79,7 @@ def _evaluate(options: Namespace) -> int:
     trained = trained_on(options.checkpoint, classifier)
     outside = options.shift in cifar.TEST_SETS
     dataset = None
-    if not outside or options.precision == "int8" or options.temperature == "fit":
+    if not outside or options.precision == "int8" or fits(options):
         dataset = dataset_of(options, classifier, trained)
     if outside:
         images = _test_set(options, classifier)

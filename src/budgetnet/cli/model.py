@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,15 @@ def add_engine(command: ArgumentParser, *, precision: bool = True) -> None:
 
 def add_remedies(command: ArgumentParser) -> None:
     """What is done at test time."""
-    command.add_argument("--tta", choices=("none", "flip", "flip-shift"), default="none", help="views to average")
+    command.add_argument(
+        "--tta", choices=("none", "flip", "flip-shift", "crops"), default="none", help="views to average: 1, 2, 6 or 18"
+    )
+    command.add_argument(
+        "--view-weights",
+        type=_view_weights,
+        metavar="fit|W,W",
+        help="what groups of views count for (the image, then those moved), or what fits the validation split (--data)",
+    )
     command.add_argument(
         "--norm-statistics",
         choices=("source", "target"),
@@ -86,6 +94,16 @@ def _temperature(text: str) -> float | str:
     if text != "fit" and not 0 < value < float("inf"):
         raise ArgumentTypeError(f"found {text!r}, expected fit or a number above 0")
     return value or text
+
+
+def _view_weights(text: str) -> list[float] | str:
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = []
+    if text != "fit" and not (all(0 <= weight < float("inf") for weight in weights) and sum(weights) > 0):
+        raise ArgumentTypeError(f"found {text!r}, expected fit, or numbers of 0 and above such as 1,3")
+    return weights or text
 
 
 def classifier_of(options: Namespace) -> Classifier:
@@ -205,21 +223,35 @@ def computed_by(network: torch.nn.Module | Engine) -> dict[str, str]:
 
 
 def logits_of(
-    network: torch.nn.Module | Engine, classifier: Classifier, pixels: torch.Tensor, options: Namespace
+    network: torch.nn.Module | Engine,
+    classifier: Classifier,
+    pixels: torch.Tensor,
+    options: Namespace,
+    shares: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """(n, classes) of uint8 pixels, by the views that were asked for."""
     from budgetnet import evaluate
 
-    return evaluate.predict_logits(network, pixels, classifier.mean, classifier.std, tta=options.tta)
+    return evaluate.predict_logits(network, pixels, classifier.mean, classifier.std, tta=options.tta, shares=shares)
 
 
 def check_remedies(options: Namespace) -> None:
     """Refuse remedies that make no sense together."""
+    from budgetnet.evaluate import SHIFTS
+
     target = options.norm_statistics == "target"
     if options.norm_prior is not None and not target:
         raise ConfigError("--norm-prior is for --norm-statistics target: give both, or leave it out")
     if (options.norm_prior or 0) < 0:
         raise ConfigError(f"--norm-prior is {options.norm_prior}, expected 0 or more images")
+    groups = len(SHIFTS.get(options.tta, []))
+    if options.view_weights is not None and groups < 2:
+        raise ConfigError("--view-weights are for --tta flip-shift or crops: give one of them, or leave them out")
+    if isinstance(options.view_weights, list) and len(options.view_weights) != groups:
+        raise ConfigError(
+            f"--view-weights are {len(options.view_weights)} numbers, expected {groups}, one a group of views of "
+            f"--tta {options.tta}"
+        )
     if target and options.precision == "int8":
         raise ConfigError(
             "int8 is calibrated for the norm statistics that training left: leave out --precision int8 or "
@@ -237,42 +269,75 @@ def remedied(
     """What is to be done at test time, and what gives the logits of images without it and after each remedy."""
     from dataclasses import replace
 
+    import torch
+
     from budgetnet import evaluate
-    from budgetnet.remedies import adapted, fit_temperature
+    from budgetnet.remedies import adapted, fit_shares, fit_temperature
 
     remedies: list[dict[str, Any]] = []
+    shares: list[float] | None = None
     temperatures: list[float] = []
 
     def classify(pixels: torch.Tensor) -> list[torch.Tensor]:
         found = [logits_of(network, classifier, pixels, options)]
+        if shares:
+            found.append(logits_of(network, classifier, pixels, options, shares))
         if options.norm_statistics == "target":
             own = adapted(classifier.network, pixels, classifier.mean, classifier.std, options.norm_prior or 0)
             compiled = computing_network(options, replace(classifier, network=own), quiet=True)
-            found.append(logits_of(compiled, classifier, pixels, options))
+            found.append(logits_of(compiled, classifier, pixels, options, shares))
         return found + [found[-1] / temperature for temperature in temperatures]
 
+    def fitted(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+        one, other = (brief(evaluate.score(either, labels)) for either in (before, after))
+        return {"split": "val", "images": len(labels), "before": one, "after": other}
+
+    if options.view_weights == "fit":
+        pixels, labels = _to_fit("--view-weights", options, dataset, trained)
+        each = torch.eye(len(evaluate.SHIFTS[options.tta])).tolist()
+        groups = torch.stack([logits_of(network, classifier, pixels, options, alone) for alone in each])
+        shares = fit_shares(groups, labels)
+        before, after = (
+            torch.tensordot(torch.tensor(weights), groups, 1) for weights in (evaluate.SHARES[options.tta], shares)
+        )
+        remedies.append({"remedy": "views", "shares": shares, "fitted": fitted(before, after, labels)})
+    elif options.view_weights is not None:
+        shares = [weight / sum(options.view_weights) for weight in options.view_weights]
+        remedies.append({"remedy": "views", "shares": shares})
     if options.norm_statistics == "target":
         remedies.append({"remedy": "norm statistics", "prior": options.norm_prior or 0})
     if options.temperature == "fit":
-        assert dataset is not None
-        labels = dataset.train.labels
-        assert labels is not None
-        _, validation = known_split(dataset, trained)
-        if not len(validation):
-            raise ConfigError(
-                f"--temperature fit needs a validation split, and none of {options.checkpoint} is known in these data: "
-                "give a number"
-            )
-        logits, labels = classify(dataset.train.images[validation])[-1], labels[validation]
+        pixels, labels = _to_fit("--temperature", options, dataset, trained)
+        logits = classify(pixels)[-1]
         temperature = fit_temperature(logits, labels)
-        before, after = (brief(evaluate.score(either, labels)) for either in (logits, logits / temperature))
-        fitted = {"split": "val", "images": len(labels), "before": before, "after": after}
-        remedies.append({"remedy": "temperature", "temperature": temperature, "fitted": fitted})
+        told = fitted(logits, logits / temperature, labels)
+        remedies.append({"remedy": "temperature", "temperature": temperature, "fitted": told})
         temperatures.append(temperature)
     elif options.temperature is not None:
         remedies.append({"remedy": "temperature", "temperature": options.temperature})
         temperatures.append(options.temperature)
     return remedies, classify
+
+
+def _to_fit(
+    what: str, options: Namespace, dataset: Dataset | None, trained: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and labels of the images that the model was chosen by."""
+    assert dataset is not None
+    labels = dataset.train.labels
+    assert labels is not None
+    _, validation = known_split(dataset, trained)
+    if not len(validation):
+        raise ConfigError(
+            f"{what} fit needs a validation split, and none of {options.checkpoint} is known in these data: give "
+            "a number"
+        )
+    return dataset.train.images[validation], labels[validation]
+
+
+def fits(options: Namespace) -> bool:
+    """Whether something is fitted on validation images."""
+    return "fit" in (options.temperature, options.view_weights)
 
 
 def brief(scores: Scores | Cell) -> dict[str, float]:

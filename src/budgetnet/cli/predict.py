@@ -18,6 +18,7 @@ from budgetnet.cli.model import (
     computed_by,
     computing_network,
     dataset_of,
+    fits,
     int8_cost,
     int8_line,
     known_split,
@@ -63,10 +64,10 @@ def _predict(options: Namespace) -> int:
 
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
-    if options.precision != "int8" and options.temperature != "fit" and (options.data or options.dataset):
+    if options.precision != "int8" and not fits(options) and (options.data or options.dataset):
         raise ConfigError(
-            "--data and --dataset name what --precision int8 is calibrated on and --temperature fit fitted on: leave "
-            "them out"
+            "--data and --dataset name what --precision int8 is calibrated on, and --temperature fit and "
+            "--view-weights fit are fitted on: leave them out"
         )
     check_remedies(options)
     classifier = classifier_of(options)
@@ -143,8 +144,9 @@ def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, 
     """The data that a prediction is prepared by, where it is."""
     if options.precision == "int8":
         what = "--precision int8 is calibrated on training images"
-    elif options.temperature == "fit":
-        what = "--temperature fit is fitted on validation images"
+    elif fits(options):
+        named = "temperature" if options.temperature == "fit" else "view-weights"
+        what = f"--{named} fit is fitted on validation images"
     else:
         return None
     try:
