@@ -15,7 +15,7 @@ from budgetnet import checkpoint, cli
 
 ROOT = Path(__file__).parent.parent
 STEPS = math.ceil((1438 - 200) / 250)  # of one epoch of the recipe in batches of 250
-TOLERANCE = 1e-3  # of the weights' norm, and of the loss; docs/guide.md states both
+TOLERANCE = 1e-3  # of the weights' norm, and of the loss; docs/reference/runs.md states both
 
 
 def trained(folder: Path, threads: int, hash_seed: str) -> Path:
@@ -60,7 +60,7 @@ def test_the_same_seed_and_number_of_threads_give_the_same_bits_in_another_proce
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
-def test_another_number_of_threads_agrees_to_the_tolerance_that_the_guide_states(runs):
+def test_another_number_of_threads_agrees_to_the_tolerance_that_the_docs_state(runs):
     two, _, one = runs
     state = checkpoint.load_state(one / "last.ckpt")
     assert state["position"]["epoch"] == 1
@@ -70,9 +70,9 @@ def test_another_number_of_threads_agrees_to_the_tolerance_that_the_guide_states
     )
     assert float((one_vector - other).norm() / one_vector.norm()) < TOLERANCE
     assert float(metrics(two)[0]["train_loss"]) == pytest.approx(float(metrics(one)[0]["train_loss"]), rel=TOLERANCE)
-    guide = " ".join((ROOT / "docs" / "guide.md").read_text().split())
-    assert f"{STEPS} steps" in guide
-    assert f"{TOLERANCE:g} of their norm" in guide
+    page = " ".join((ROOT / "docs" / "reference" / "runs.md").read_text().split())
+    assert f"{STEPS} steps" in page
+    assert f"{TOLERANCE:g} of their norm" in page
 
 
 def test_the_record_says_by_what_the_bits_can_be_had_again(runs):
