@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test lint types table bench soak clean
+.PHONY: help demo test lint types table docs bench soak clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ table: $(INSTALLED) ## README's and docs' tables from the records in results/
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python reliability/faults.py
 	$(BIN)/python reliability/licences.py
+
+docs: $(INSTALLED) ## the documentation as a site that needs no network, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(INSTALLED) ## speed against plain PyTorch, in under 15 minutes; writes docs/speed.md
 	$(BIN)/python benchmarks/bench.py

@@ -124,16 +124,18 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What training images go through, in this order; after normalisation come only erasing and cutout."""
+    """What training images go through, in this order; every draw is for one image. After the colours come normalisation
+    (always), erasing and cutout; then what `mix` and `progressive` say."""
 
     crop_padding: int = 0
     """Random shift by up to this many pixels each way; 0 is none."""
     crop_border: Literal["zeros", "reflect"] = "zeros"
-    """What the uncovered edge shows."""
+    """What the uncovered edge shows: black (zeros), or what lies inside, mirrored (reflect)."""
     flip: Literal["none", "random", "alternate"] = "none"
-    """Horizontal flip: none, by a coin for each image and epoch, or every other epoch for each image."""
+    """Mirror images left to right: never, by a coin for each image and epoch (random), or in every other epoch, the
+    first drawn for each image (alternate)."""
     rotation: float = 0.0
-    """Rotation by up to this many degrees each way."""
+    """Rotation by up to this many degrees each way: nearest neighbour, black outside."""
     policy: Literal["none", "trivial", "rand", "augmix"] = "none"
     """Operations drawn for each image: TrivialAugment (Mueller and Hutter 2021, arXiv:2103.10158, its wide space),
     RandAugment (Cubuk et al. 2019, arXiv:1909.13719) or AugMix (Hendrycks et al. 2020, arXiv:1912.02781)."""
@@ -146,7 +148,8 @@ class AugmentConfig:
     """With augmix: weight of the loss that compares an image with two mixes of it (12 in the paper); the network then
     sees three images for each; 0 is none."""
     brightness: float = 0.0
-    """Brightness factor drawn from [1 - x, 1 + x]; contrast and saturation likewise."""
+    """Brightness factor drawn from [1 - x, 1 + x]; contrast and saturation likewise, in this order, values clamped
+    after each."""
     contrast: float = 0.0
     """See brightness."""
     saturation: float = 0.0
@@ -209,7 +212,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """Mixing of training images with others of their batch, after augmentation, and of their targets alike."""
+    """Mixing of training images with those before them in the batch, after augmentation, and of their targets alike."""
 
     name: Literal["none", "mixup", "cutmix", "ricap"] = "none"
     """Blend two images (Zhang et al. 2018, arXiv:1710.09412), paste a rectangle of another (Yun et al. 2019,
@@ -372,7 +375,8 @@ class ProgressiveConfig:
     regularisation)."""
 
     size: int | None = None
-    """Side in pixels that the first training images are shrunk to, after augmentation; null is full size throughout."""
+    """Side in pixels that the first training images are shrunk to, after all else, smoothing what would alias; null is
+    full size throughout."""
     until: float = 0.7
     """Share of the run over which the side grows, in steps of 4 pixels; then images have their full size."""
 

@@ -134,9 +134,9 @@ def beta(alpha: float, n: int, rng: Generator, device: torch.device) -> Tensor:
     """Draw from the symmetric beta distribution.
 
     As x / (x + y) of two gamma variables, in logarithms, so that small alphas do not underflow. Those are drawn by
-    Marsaglia's and Tsang's rejection (2000, doi:10.1145/358407.358414), of which eight candidates are made at once and
-    the first that is accepted is taken: no loop that would wait for values, and a fixed number of draws. torch's own
-    gamma draws are private, and some devices lack them.
+    rejection (Marsaglia and Tsang 2000, doi:10.1145/358407.358414), of which eight candidates are made at once and the
+    first that is accepted is taken: no loop that would wait for values, and a fixed number of draws. torch's own gamma
+    draws are private, and some devices lack them.
 
     Args:
         alpha: both parameters of the distribution, above 0.

@@ -20,7 +20,7 @@ SMALLEST_IMAGE = 9
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenedArchitecture:
-    """A whitened network, described."""
+    """Frozen whitening filters, then three groups of convolutions with GELU (Jordan 2024, arXiv:2404.00498)."""
 
     widths: tuple[int, int, int]
     """Channels of the three groups."""
