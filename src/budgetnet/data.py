@@ -199,12 +199,9 @@ def read_training(path: Path) -> tuple[Images, tuple[str, ...]]:
             if located is not None:
                 classes, train, _ = cifar.read(*located)
                 return train, classes
-        if layout := shards.find(path):
-            held = _load_shards(layout, SIDE, None)
-            return held.train, held.classes
-        if _is_tree(path):
-            held = _load_tree(path, SIDE, None)
-            return held.train, held.classes
+        if len(_held(path)) == 1:
+            dataset = load("folder", path)
+            return dataset.train, dataset.classes
     images = read_images(path)
     count = 0 if images.labels is None else int(images.labels.max()) + 1
     return images, tuple(str(label) for label in range(count))
@@ -212,22 +209,27 @@ def read_training(path: Path) -> tuple[Images, tuple[str, ...]]:
 
 def _locate_folder(root: Path) -> Path | shards.Layout:
     """The one folder tree, or the shards, that a folder is or holds."""
-    if root.is_dir():
-        if found := shards.find(root) or (root if _is_tree(root) else None):
-            return found
-        inner = [child for child in children(root) if child.is_dir()]
-        held = {
-            child: found for child in inner if (found := shards.find(child) or (child if _is_tree(child) else None))
-        }
-        if len(held) == 1:
-            return next(iter(held.values()))
-    else:
-        held = {}
+    held = _held(root)
+    if len(held) == 1:
+        return next(iter(held.values()))
     listed = f"{len(held)} trees ({', '.join(child.name for child in held)})" if held else listing(root)
     raise DataError(
         f"{root}: found {listed}, expected one tree train/<class>/* and test/<class>/*, or shards train*.tar and "
         "test*.tar (or .parquet): name its folder"
     )
+
+
+def _held(root: Path) -> dict[Path, Path | shards.Layout]:
+    """The folder tree, or the shards, that a folder is; else those that the folders in it are, by their folders."""
+
+    def found(folder: Path) -> Path | shards.Layout | None:
+        return shards.find(folder) or (folder if _is_tree(folder) else None)
+
+    if not root.is_dir():
+        return {}
+    if own := found(root):
+        return {root: own}
+    return {child: one for child in children(root) if child.is_dir() and (one := found(child))}
 
 
 def _is_tree(folder: Path) -> bool:
@@ -616,7 +618,7 @@ def _official_line(layout: cifar.Layout, folder: Path, lines: list[str]) -> bool
 
 
 def _verify_file(path: Path) -> Verification:
-    suffix, official, count, about = path.suffix.lower(), None, 0, ""
+    suffix, official, count, kind, about = path.suffix.lower(), None, 0, "", ""
     for layout in cifar.LAYOUTS:
         if path.name == layout.meta:
             kind, (classes, _) = layout.kind.replace("batches", "class names"), cifar.read_meta(layout, path)
@@ -628,7 +630,10 @@ def _verify_file(path: Path) -> Verification:
         if expected := layout.md5.get(path.name):
             official = md5_of(path) == expected
         break
-    else:
+    if suffix in shards.SUFFIXES:
+        index = shards.index_of(path)
+        kind, count = index.layout.kind.removesuffix("s"), sum(map(len, shards.decode(index, SIDE)))
+    elif not kind:
         images = read_images(path)
         count = len(images)
         kinds = {".npy": "NumPy array", ".bin": "CIFAR-10 binary batch"}

@@ -141,6 +141,15 @@ def index(layout: Layout) -> Index:
     return _indexed(layout, key, size >= cache.KEEP_FROM)
 
 
+def index_of(path: Path) -> Index:
+    """Look through one shard, as if it were a training set.
+
+    Raises:
+        DataError: it is damaged or hostile, or labels and classes do not agree.
+    """
+    return _look_through(Layout(path.parent, (path.name,), ()), large=False)
+
+
 @lru_cache(maxsize=4)
 def _indexed(layout: Layout, key: str, large: bool) -> Index:
     if not large:
@@ -178,7 +187,7 @@ def _look_through(layout: Layout, large: bool) -> Index:
     parts = [workers.scanned(found.pop(i))[0] for i in range(len(paths))]
     n = len(layout.train)
     for some, shards in ((parts[:n], layout.train), (parts[n:], layout.test)):
-        if not any(samples.labels for samples in some):
+        if shards and not any(samples.labels for samples in some):
             raise DataError(f"{layout.root}: found no images in {few(shards)}, expected some")
     numbers = [_numbers(path, part) for path, part in zip(paths, parts, strict=True)]
     classes = _classes(layout, parts)
@@ -317,7 +326,7 @@ def load(
         index: what is in the shards.
         image_size: side in pixels that the images are resized to.
         describe: from all pixels to what JSON can hold; kept with the pixels.
-        progress: told how the decoding goes; not called where there is nothing to decode.
+        progress: told how the decoding goes; not called where there is nothing to decode, or little.
 
     Returns:
         uint8 (n, 3, image_size, image_size) on the CPU, and what `describe` says. Where it is a memory map it must not
@@ -344,7 +353,7 @@ def load(
             _require_rows(pieces[wanted[i]], count)
             yield wanted[i], checksum
             done += count
-            if progress:
+            if progress and large:
                 progress(done, shape[0])
 
     if large:
