@@ -329,7 +329,8 @@ def expect_random(images: Tensor) -> None:
     """Tell the operating system that rows will be read in no order, so that it reads those and none around them.
 
     Without it, Linux fetches 128 KB around each 4 KB that are missing: of shuffled images of a file that does not fit
-    in memory, forty times what is wanted. What is not a mapped file is left as it is.
+    in memory, forty times what is wanted. So a process that gathers its share of each batch reads the pages of that
+    share and no others. What is not a mapped file is left as it is.
 
     Args:
         images: any tensor.

@@ -46,7 +46,6 @@ __all__ = [
     "num_classes",
     "read_images",
     "read_training",
-    "share",
     "split",
     "stats",
     "step_seed",
@@ -407,25 +406,6 @@ def batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more images")
     return torch.tensor_split(order, math.ceil(len(order) / batch_size)) if len(order) else ()
-
-
-def share(batch: Tensor, rank: int, world: int) -> Tensor:
-    """The part of a batch that one of several processes computes; no other rows of the images need be read by it.
-
-    Args:
-        batch: int64 (n,), places of images, the same for all processes.
-        rank: which process, 0 <= rank < world.
-        world: how many processes there are.
-
-    Returns:
-        A view: the parts stand one behind the other, and their sizes differ by at most one.
-
-    Raises:
-        ValueError: `rank` is out of range.
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")
-    return torch.tensor_split(batch, world)[rank]
 
 
 def _mix(purpose: bytes, *values: int) -> int:
