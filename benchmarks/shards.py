@@ -1,6 +1,6 @@
 """A million images of 32x32 in shards: how long until they can be trained on, and in how much memory.
 
-    python benchmarks/shards.py [--images N] [--kind tar|parquet] [--record FILE]
+    python benchmarks/shards.py [--images N] [--kind tar|parquet] [--limit MB] [--record FILE]
 
 The shards are written first (10,000 PNG files each, of 10,000 different pictures), which is not measured. Then one
 process prepares them as `train` does (looks through, decodes with as many processes as threads, measures mean and
@@ -9,7 +9,8 @@ a small network.
 
 Memory is the largest anonymous part of the resident set of each (RssAnon, sampled every 10 ms): what it has for itself,
 without the pages of the mapped file, which the operating system takes back when it needs them; beside it is the largest
-resident set with those pages. --record adds the figures to a file of such.
+resident set with those pages. --limit makes the operating system allow so much memory for all of it, pages of files
+included (a memory control group: Linux, as root). --record adds the figures to a file of such.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from budgetnet.devices import hardware, tune
 from budgetnet.train import Training
 
 SHARD = 10_000
-STEPS, BATCH = 300, 256
+STEPS, BATCH = 100, 256
 CHAIN = AugmentConfig(crop_padding=4, flip="random")
 MODEL = ModelConfig(name="residual", stages=(StageConfig(block="basic", depth=1, width=16, stride=4),))
 
@@ -89,8 +91,28 @@ def status(key: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().partition(f"{key}:")[2].split()[0])
 
 
-def measured(work: Callable[[], dict[str, Any]], results: Any) -> None:
+@contextmanager
+def group(limit: int | None) -> Iterator[Path | None]:
+    """A control group of processes that may have so many MB of memory, or none without a limit."""
+    if limit is None:
+        yield None
+        return
+    root, knob = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+    if not root.is_dir():
+        root, knob = Path("/sys/fs/cgroup"), "memory.max"
+    place = root / f"budgetnet-{os.getpid()}"
+    place.mkdir()
+    try:
+        (place / knob).write_text(str(limit * 1_000_000))
+        yield place / "cgroup.procs"
+    finally:
+        place.rmdir()
+
+
+def measured(work: Callable[[], dict[str, Any]], results: Any, procs: Path | None) -> None:
     """In a process of its own: what `work` says, and the memory that it took beyond what was there before."""
+    if procs:
+        procs.write_text(str(os.getpid()))
     before = peak = status("RssAnon")
     over = threading.Event()
 
@@ -159,11 +181,11 @@ def use(root: Path) -> dict[str, Any]:
     }
 
 
-def apart(work: Callable[[Path], dict[str, Any]], root: Path) -> dict[str, Any]:
+def apart(work: Callable[[Path], dict[str, Any]], root: Path, procs: Path | None) -> dict[str, Any]:
     """What `work` says in a process of its own."""
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
-    process = context.Process(target=measured, args=(lambda: _threaded(work, root), results))
+    process = context.Process(target=measured, args=(lambda: _threaded(work, root), results, procs))
     process.start()
     process.join()
     if process.exitcode:
@@ -182,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000, help="a multiple of 10,000, at least 20,000")
     parser.add_argument("--kind", choices=("tar", "parquet"), default="tar")
+    parser.add_argument("--limit", type=int, metavar="MB", help="of memory")
     parser.add_argument("--record", type=Path, metavar="FILE", help="add the figures to a JSON file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -191,7 +214,9 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = f"{temporary}/cache"
         loads = [os.getloadavg()[0]]
         row = {"kind": options.kind, "shards_mb": size / 1e6, "pixels_mb": options.images * 3072 / 1e6}
-        row |= {"prepare": apart(prepare, root), "use": apart(use, root)}
+        with group(options.limit) as procs:
+            row |= {"limit_mb": options.limit}
+            row |= {"prepare": apart(prepare, root, procs), "use": apart(use, root, procs)}
         loads.append(os.getloadavg()[0])
     row |= {"load_average": loads, "threads": os.cpu_count(), "torch": torch.__version__}
     row |= {"hardware": hardware(torch.device("cpu"))}
