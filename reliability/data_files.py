@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from trials import MiB, Trial, choice, each
 
-from budgetnet import cache, cifar, download, images
+from budgetnet import cache, cifar, download, images, shards, tables, tarballs, workers
 
 
 def _require_images(found: images.Images, classes: int) -> None:
@@ -305,6 +305,162 @@ def _archives(folder: Path) -> Trial:
     return Trial(place=place, sound=[gzip.compress(b"".join(sound) + end)], damaged=damaged, read=read)
 
 
+def _encoded(seed: int, kind: str) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+_SAMPLES = [
+    (f"s/{i:04}.{suffix}", content)
+    for i, kind in enumerate(("PNG", "JPEG", "PNG"))
+    for suffix, content in ((kind.lower(), _encoded(i, kind)), ("cls", b"%d" % i))
+]
+
+
+def _layout(folder: Path, name: str, sound: bytes) -> shards.Layout:
+    """The file that is tried is a data set's training shard; its test shard is sound."""
+    (folder / f"test{Path(name).suffix}").write_bytes(sound)
+    return shards.Layout(folder, (name,), (f"test{Path(name).suffix}",))
+
+
+def _require_index(found: shards.Index) -> None:
+    assert 2 <= len(found.classes) <= images.MOST_CLASSES
+    assert found.table.shape == (len(found.table), 3)
+    assert found.table.dtype == np.int64
+    assert 0 <= found.table[:, 0].min() <= found.table[:, 0].max() < len(found.classes)
+
+
+def _tar_shards(folder: Path) -> Trial:
+    members = [*_SAMPLES[:-1], (_SAMPLES[-1][0].replace("cls", "json"), b'{"label": 2}')]
+    sound = b"".join(mutations.tar_member(*member) for member in members) + bytes(1024)
+    place = folder / "train.tar"
+    layout = _layout(folder, place.name, sound)
+    labels = (b"0", b"1\n", b"-1", b"9" * 5000, b"\xff", b"", b"cat", b"1.5", b'{"label": 1}', b"[" * 5000, b"\x1b[2J")
+
+    def damaged(rng: Random) -> bytes:
+        found = [mutations.tar_member(*member) for member in members]
+        for _ in range(rng.choice((1, 1, 2))):
+            at = rng.randrange(len(found))
+            name, content = rng.choice(members)
+            match rng.randrange(7):
+                case 0:
+                    found.insert(at, mutations.tar_records(rng))
+                case 1:
+                    names = ("../x.png", "/x.png", "s/../../x.png", "x", ".png", "s/.x.png", "s/0000.png", "a.b.png")
+                    found.insert(at, mutations.tar_member(rng.choice(names), content))
+                case 2:
+                    name, content = rng.choice([member for member in members if member[0].endswith(("cls", "json"))])
+                    found[at] = mutations.tar_member(name, rng.choice(labels))
+                case 3:
+                    found[at] = mutations.tar_member(name, mutations.damage(content, rng))
+                case 4:
+                    del found[at]
+                    found = found or [b""]
+                case _:
+                    found.insert(at, mutations.tar_member(name, content, rng))
+        raw = b"".join(found) + bytes(1024)
+        return mutations.damage(raw, rng) if rng.random() < 0.2 else raw
+
+    def read() -> object:
+        found = shards._look_through(layout, large=False)
+        _require_index(found)
+        places = found.table[: found.train_size, 1:].tolist()
+        for pixels in tarballs.images(place, places, 8):
+            assert pixels.shape == (3, 8, 8)
+        return found
+
+    return Trial(place=place, sound=[sound], damaged=damaged, read=read, memory=1024 * MiB)
+
+
+def _parquet_files(folder: Path) -> Trial:
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    Image.init()  # which imports what Pillow tries on bytes of no known format
+    pictures = [content for name, content in _SAMPLES if not name.endswith("cls")]
+    feature = {"image": {"_type": "Image"}, "label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
+    about = {"info": {"features": feature}}
+
+    def made(values: Any, labels: Any, said: bytes, **options: Any) -> bytes:
+        file = io.BytesIO()
+        table = pyarrow.table({"image": values, "label": labels}).replace_schema_metadata({"huggingface": said})
+        pyarrow.parquet.write_table(table, file, **options)
+        return file.getvalue()
+
+    plain = json.dumps(about).encode()
+    structs = [{"bytes": picture, "path": "x"} for picture in pictures]
+    options: tuple[dict[str, Any], ...] = (
+        {"compression": "none", "write_statistics": False},
+        {"compression": "snappy", "row_group_size": 1, "write_page_checksum": True},
+        {"compression": "gzip", "use_dictionary": False, "data_page_version": "2.0"},
+        {"compression": "zstd", "store_schema": False, "version": "1.0"},
+    )
+    seeds = [made(values, [0, 1, 2], plain, **some) for values in (structs, pictures) for some in options]
+    kinds: tuple[Any, ...] = (
+        *(["a", "b", "c"], [0.5] * 3, [None] * 3, [[0]] * 3, [{"x": 1}] * 3, [2**40] * 3, [-1, 0, 1], ["\x1b[2J"] * 3),
+        *([True] * 3, pyarrow.array([0, 1, 2], pyarrow.uint64()), pyarrow.array(["a"] * 3).dictionary_encode()),
+    )
+    pixels: tuple[Any, ...] = (
+        *([None] * 3, [b""] * 3, ["text"] * 3, [{"path": "x"}] * 3, [{"bytes": "x"}] * 3, [{"bytes": None}] * 3),
+        pyarrow.array(pictures, pyarrow.large_binary()),
+        [structs] * 3,
+    )
+    place = folder / "train.parquet"
+    layout = _layout(folder, place.name, seeds[0])
+
+    def damaged(rng: Random) -> bytes:
+        match rng.randrange(5):
+            case 0:
+                raw = made(rng.choice((structs, pictures)), rng.choice(kinds), plain)
+            case 1:
+                raw = made(rng.choice(pixels), [0, 1, 2], plain)
+            case 2:
+                said = mutations.as_json(mutations.varied(about, rng), rng)
+                raw = made(pictures, [0, 1, 2], said)
+            case 3:  # the description of the file, which lies at its end
+                raw = rng.choice(seeds)
+                length = int.from_bytes(raw[-8:-4], "little")
+                footer = mutations.damage(raw[-8 - length : -8], rng)
+                return raw[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+            case _:
+                return choice(rng, seeds, mutations.damage)
+        return mutations.damage(raw, rng) if rng.random() < 0.3 else raw
+
+    def read() -> object:
+        # As `shards._look_through` does, but here and not in a process of its own.
+        answers = [workers.carry_out(workers.scan_job(folder / name)) for name in layout.names]
+        parts = [workers.scanned(answer)[0] for answer in answers]
+        classes = shards._classes(layout, parts)
+        assert 2 <= len(classes) <= images.MOST_CLASSES
+        table = tables.scan(place)
+        for picture in tables.images(place, (0, len(table.groups)), 8):
+            assert picture.shape == (3, 8, 8)
+        return classes
+
+    return Trial(place=place, sound=seeds, damaged=damaged, read=read, memory=workers.MEMORY)
+
+
+def _class_names(folder: Path) -> Trial:
+    contents: tuple[Any, ...] = (["a", "b"], {"classes": ["a", "b"]}, {"a": 1, "b": 0}, {"classes": {"a": 0, "b": 1}})
+    sound = [json.dumps(content).encode() for content in contents]
+
+    def damaged(rng: Random) -> bytes:
+        raw = mutations.as_json(mutations.varied(rng.choice(contents), rng), rng)
+        return mutations.damage(raw, rng) if rng.random() < 0.3 else raw
+
+    def read() -> object:
+        found = shards._named(folder)
+        assert found
+        assert all(isinstance(name, str) for name in found)
+        return found
+
+    return Trial(place=folder / "index.json", sound=sound, damaged=damaged, read=read)
+
+
 READERS: dict[str, Callable[[Path], Trial]] = {
     "CIFAR-10 batches": _batches(cifar.LAYOUTS[0]),
     "CIFAR-100 batches": _batches(cifar.LAYOUTS[2]),
@@ -315,5 +471,8 @@ READERS: dict[str, Callable[[Path], Trial]] = {
     "npz arrays": _npz,
     "decoded images": _kept,
     "archives": _archives,
+    "tar shards": _tar_shards,
+    "Parquet files": _parquet_files,
+    "class names": _class_names,
 }
 """By name: makes the files that a reader needs in an empty folder."""

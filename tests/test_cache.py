@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -262,19 +263,51 @@ def test_another_kept_file_under_the_same_name_is_not_taken_for_it(tmp_path, kep
 def test_two_that_make_the_same_file_at_once_end_with_one_whole_file(tmp_path, kept, monkeypatch):
     names = write_images(tmp_path, [f"{i}.png" for i in range(4)])
     monkeypatch.setattr(cache, "_CHUNK", 3 * SIZE * SIZE)
-    inner = []
+    expected = slowly(tmp_path, names)
+    second, seen, began = [], [], threading.Event()
 
     def meanwhile(done, total):
+        seen.append(done)
         if done == 2:
-            inner.append(cache.load_files(tmp_path, names, SIZE)[0])
+            other.start()
+            assert began.wait(30)
 
-    outer, _ = cache.load_files(tmp_path, names, SIZE, progress=meanwhile)
-    expected = slowly(tmp_path, names)
-    assert torch.equal(outer, expected)
-    assert torch.equal(inner[0], expected)
+    def load_too():
+        began.set()
+        second.append(cache.load_files(tmp_path, names, SIZE, progress=lambda done, total: seen.append(done))[0])
+
+    other = threading.Thread(target=load_too)
+    first, _ = cache.load_files(tmp_path, names, SIZE, progress=meanwhile)
+    other.join(30)
+    assert torch.equal(first, expected)
+    assert torch.equal(second[0], expected)
+    assert seen == [1, 2, 3, 4]  # the second waited
     assert len(files(kept)) == 1
     monkeypatch.setattr(cache, "read_image", no_decoding)
     assert torch.equal(cache.load_files(tmp_path, names, SIZE)[0], expected)
+
+
+def test_decoding_that_was_stopped_goes_on_behind_the_pieces_that_are_whole(tmp_path, kept, monkeypatch):
+    names = write_images(tmp_path, [f"{i}.png" for i in range(6)])
+    monkeypatch.setattr(cache, "_CHUNK", 3 * SIZE * SIZE)
+    expected = slowly(tmp_path, names)
+
+    def stop(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.load_files(tmp_path, names, SIZE, progress=stop)
+    (part,) = kept.glob(".*.part")
+    with part.open("r+b") as file:  # a page that a power cut took
+        file.seek(2 * 3 * SIZE * SIZE)
+        file.write(bytes(99))
+    os.utime(part, (0, time.time() - 25 * 3600))
+    seen, decoder = [], cache.read_image
+    monkeypatch.setattr(cache, "read_image", lambda path, size: seen.append(path.name) or decoder(path, size))
+    assert torch.equal(cache.load_files(tmp_path, names, SIZE)[0], expected)
+    assert sorted(seen) == ["2.png", "4.png", "5.png"]
+    assert len(files(kept)) == 1
 
 
 def test_what_no_one_will_read_again_goes_and_what_is_being_written_stays(tmp_path, kept):

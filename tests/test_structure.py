@@ -16,8 +16,13 @@ ORDER = [
     "pickles",
     "arrays",
     "download",
+    "decoding",
+    "tarballs",
+    "tables",
+    "workers",
     "cache",
     "images",
+    "shards",
     "cifar",
     "audit",
     "data",
@@ -58,7 +63,18 @@ ORDER = [
     "serve",
     "cli",
 ]
-LAZY = {"mlflow", "onnx", "onnxruntime", "matplotlib", "sklearn", "scipy", "PIL", "jsonargparse", "safetensors"}
+LAZY = {
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "pyarrow",
+    "jsonargparse",
+    "safetensors",
+}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

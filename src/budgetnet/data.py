@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetnet import audit, cache, cifar
+from budgetnet import audit, cache, cifar, shards
 from budgetnet.cifar import CIFAR10_CLASSES
 from budgetnet.config import DatasetName
+from budgetnet.decoding import SUFFIXES, Pixels
 from budgetnet.download import Progress, download, md5_of
 from budgetnet.errors import ConfigError, DataError
 from budgetnet.images import (
     SIDE,
-    SUFFIXES,
     Images,
     children,
     few,
@@ -70,7 +70,13 @@ class Dataset:
 
     def with_test_to_train(self) -> Dataset:
         """The same, the test images standing behind the training images too; the checksum is that of the source."""
-        images = torch.cat([self.train.images, self.test.images])
+        train, test = self.train.images, self.test.images
+        if test.data_ptr() == train.data_ptr() + train.numel() and train.untyped_storage().data_ptr() == (
+            test.untyped_storage().data_ptr()
+        ):  # one file in the cache folder, which need not fit in memory
+            images = train.as_strided((len(train) + len(test), *train.shape[1:]), train.stride())
+        else:
+            images = torch.cat([train, test])
         assert self.train.labels is not None
         assert self.test.labels is not None
         return replace(self, train=Images(images, torch.cat([self.train.labels, self.test.labels])))
@@ -116,11 +122,13 @@ def num_classes(name: DatasetName, folder: Path | None) -> int:
     """The number of classes of a data set, known before any image is read.
 
     Raises:
-        DataError: `name` is folder, and there is no folder tree.
+        DataError: `name` is folder, and there is neither a folder tree nor sound shards.
     """
     if name == "folder":
-        root = _locate_tree(default_folder() if folder is None else folder)
-        return len([child for child in children(root / "train") if child.is_dir()])
+        found = _locate_folder(default_folder() if folder is None else folder)
+        if isinstance(found, shards.Layout):
+            return len(shards.index(found).classes)
+        return len([child for child in children(found / "train") if child.is_dir()])
     return 100 if name == "cifar100" else 10
 
 
@@ -131,15 +139,16 @@ def load(
     progress: Progress | None = None,
     decoding: cache.Progress | None = None,
 ) -> Dataset:
-    """Load a data set, into memory or, where it is a large folder tree, as a memory map (`cache.load_files`).
+    """Load a data set, into memory or, where it is a large one of image files or shards, as a memory map (`cache`).
 
     Args:
-        name: cifar10, cifar100, folder (train/<class>/* and test/<class>/*) or digits (needs no files).
+        name: cifar10, cifar100, folder (train/<class>/* and test/<class>/*, or shards of both) or digits (needs no
+            files).
         folder: what holds the data set, or is it; None is `default_folder()`, and CIFAR is downloaded into the cache
             folder when it is not there and $BUDGETNET_DATA is not set.
         image_size: side in pixels that the images of `folder` are resized to; the other data sets are 32x32.
         progress: told how the download goes.
-        decoding: told how many of the image files of `folder` are decoded.
+        decoding: told how many of the images of `folder` are decoded.
 
     Returns:
         The data set: images uint8 (n, 3, side, side), labels int64 in [0, number of classes).
@@ -154,7 +163,10 @@ def load(
     may_download = folder is None and not os.environ.get("BUDGETNET_DATA")
     root = default_folder() if folder is None else folder
     if name == "folder":
-        return _load_tree(_locate_tree(root), image_size, decoding)
+        place = _locate_folder(root)
+        if isinstance(place, shards.Layout):
+            return _load_shards(place, image_size, decoding)
+        return _load_tree(place, image_size, decoding)
     located = cifar.locate(name, root)
     if located is None:
         wanted = " or ".join(f"{layout.folder}/" for layout in cifar.LAYOUTS if layout.dataset == name)
@@ -181,27 +193,42 @@ def read_training(path: Path) -> tuple[Images, tuple[str, ...]]:
         DataError: the data is missing, damaged or hostile.
     """
     if path.is_dir():
-        for layout in cifar.LAYOUTS:
-            located = cifar.locate(layout.dataset, path)
+        for official in cifar.LAYOUTS:
+            located = cifar.locate(official.dataset, path)
             if located is not None:
                 classes, train, _ = cifar.read(*located)
                 return train, classes
-        if _is_tree(path):
-            tree = _load_tree(path, SIDE, None)
-            return tree.train, tree.classes
+        if len(_held(path)) == 1:
+            dataset = load("folder", path)
+            return dataset.train, dataset.classes
     images = read_images(path)
     count = 0 if images.labels is None else int(images.labels.max()) + 1
     return images, tuple(str(label) for label in range(count))
 
 
-def _locate_tree(root: Path) -> Path:
-    if _is_tree(root):
-        return root
-    held = [child for child in children(root) if _is_tree(child)] if root.is_dir() else []
+def _locate_folder(root: Path) -> Path | shards.Layout:
+    """The one folder tree, or the shards, that a folder is or holds."""
+    held = _held(root)
     if len(held) == 1:
-        return held[0]
-    found = f"{len(held)} trees ({', '.join(child.name for child in held)})" if held else listing(root)
-    raise DataError(f"{root}: found {found}, expected one tree train/<class>/* and test/<class>/*: name its folder")
+        return next(iter(held.values()))
+    listed = f"{len(held)} trees ({', '.join(child.name for child in held)})" if held else listing(root)
+    raise DataError(
+        f"{root}: found {listed}, expected one tree train/<class>/* and test/<class>/*, or shards train*.tar and "
+        "test*.tar (or .parquet): name its folder"
+    )
+
+
+def _held(root: Path) -> dict[Path, Path | shards.Layout]:
+    """The folder tree, or the shards, that a folder is; else those that the folders in it are, by their folders."""
+
+    def found(folder: Path) -> Path | shards.Layout | None:
+        return shards.find(folder) or (folder if _is_tree(folder) else None)
+
+    if not root.is_dir():
+        return {}
+    if own := found(root):
+        return {root: own}
+    return {child: one for child in children(root) if child.is_dir() and (one := found(child))}
 
 
 def _is_tree(folder: Path) -> bool:
@@ -278,6 +305,25 @@ def _load_tree(root: Path, image_size: int, decoding: cache.Progress | None) -> 
     _require_contrast(root, facts["std"])
     return Dataset(
         "folder", tree.classes, *tree.parts(pixels), tuple(facts["mean"]), tuple(facts["std"]), facts["checksum"]
+    )
+
+
+def _load_shards(layout: shards.Layout, image_size: int, decoding: cache.Progress | None) -> Dataset:
+    index = shards.index(layout)
+    labels, n = index.labels, index.train_size
+
+    def parts(pixels: Tensor) -> tuple[Images, Images]:
+        return Images(pixels[:n], labels[:n]), Images(pixels[n:], labels[n:])
+
+    def describe(pixels: Tensor) -> dict[str, Any]:
+        train, test = parts(pixels)
+        found = stats(train)
+        return {"mean": found.mean, "std": found.std, "checksum": _checksum(train, test)}
+
+    pixels, facts = shards.load(index, image_size, describe=describe, progress=decoding)
+    _require_contrast(layout.root, facts["std"])
+    return Dataset(
+        "folder", index.classes, *parts(pixels), tuple(facts["mean"]), tuple(facts["std"]), facts["checksum"]
     )
 
 
@@ -425,8 +471,8 @@ def verify(path: Path) -> Verification:
     if not found:
         expected = ", ".join(f"{layout.folder}/" for layout in cifar.LAYOUTS)
         raise DataError(
-            f"{path}: found {listing(path)}, expected {expected}, train/<class>/* and test/<class>/*, "
-            "contest/*.pkl or images; `budgetnet data download` fetches CIFAR"
+            f"{path}: found {listing(path)}, expected {expected}, train/<class>/* and test/<class>/*, shards of "
+            "both (*.tar, *.parquet), contest/*.pkl or images; `budgetnet data download` fetches CIFAR"
         )
     known = [part.official for part in found if part.official is not None]
     return Verification(
@@ -440,13 +486,16 @@ def verify(path: Path) -> Verification:
 
 def _verify_folder(folder: Path) -> Iterator[Verification]:
     found = False
-    for layout in cifar.LAYOUTS:
-        place = folder / layout.folder
-        if place.is_dir() or any((folder / file).is_file() for file in layout.files):
+    for official in cifar.LAYOUTS:
+        place = folder / official.folder
+        if place.is_dir() or any((folder / file).is_file() for file in official.files):
             found = True
-            yield _verify_layout(layout, place if place.is_dir() else folder)
+            yield _verify_layout(official, place if place.is_dir() else folder)
     for tree in [folder, *(child for child in children(folder) if child.is_dir())]:
-        if _is_tree(tree):
+        if layout := shards.find(tree):
+            found = True
+            yield _verify_shards(shards.index(layout))
+        elif _is_tree(tree):
             found = True
             yield _verify_tree(tree)
     for place in (folder, folder / "contest"):
@@ -460,27 +509,61 @@ def _verify_folder(folder: Path) -> Iterator[Verification]:
 
 
 def _verify_tree(root: Path) -> Verification:
-    """Decode every image, whatever is kept of them, and hold none."""
     tree = _list_tree(root)
-    ranges: list[tuple[Any, Any]] = []
-    near = audit.comparable(len(tree.train_names), len(tree.test_names))
+    names = tree.names
+    chunks = cache.decode(root, names, SIDE)
+    return _verified("image folder tree", root, tree.classes, len(tree.train_names), len(names), chunks, _bare(names))
+
+
+def _bare(names: list[str]) -> Callable[[int], str]:
+    """Names without train/ and test/."""
+    return lambda i: names[i].partition("/")[2]
+
+
+def _verify_shards(index: shards.Index) -> Verification:
+    layout = index.layout
+    chunks = shards.decode(index, SIDE)
+    return _verified(
+        layout.kind,
+        layout.root,
+        index.classes,
+        index.train_size,
+        len(index.table),
+        chunks,
+        index.name,
+        len(layout.names),
+    )
+
+
+def _verified(
+    kind: str,
+    root: Path,
+    classes: Sequence[str],
+    train_size: int,
+    size: int,
+    chunks: Iterable[Pixels],
+    name: Callable[[int], str],
+    files: int | None = None,
+) -> Verification:
+    """Decode every image, whatever is kept of them, and hold none."""
+    near = audit.comparable(train_size, size - train_size)
     train, test = audit.Prints(near=near), audit.Prints(near=near)
-    for chunk in cache.decode(root / "train", tree.train_names, SIDE):
-        ranges.append((chunk.min(axis=(0, 2, 3)), chunk.max(axis=(0, 2, 3))))
-        train.add(torch.from_numpy(chunk))
-    lowest, highest = np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
+    lowest, highest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
+    done = 0
+    for chunk in chunks:
+        ours = chunk[: max(0, train_size - done)]
+        if len(ours):
+            lowest, highest = np.minimum(lowest, ours.min((0, 2, 3))), np.maximum(highest, ours.max((0, 2, 3)))
+        train.add(torch.from_numpy(ours))
+        test.add(torch.from_numpy(chunk[len(ours) :]))
+        done += len(chunk)
     _require_contrast(root, (highest - lowest).tolist())
-    for chunk in cache.decode(root / "test", tree.test_names, SIDE):
-        test.add(torch.from_numpy(chunk))
-    count = len(tree.train_names) + len(tree.test_names)
     line = (
-        f"{root.name}: {len(tree.train_names):,} training and {len(tree.test_names):,} test images of "
-        f"{len(tree.classes)} classes ({few(tree.classes)})"
-    )
-    duplicates = audit.compare(
-        root.name, train, test, train_name=tree.train_names.__getitem__, test_name=tree.test_names.__getitem__
-    )
-    return Verification("image folder tree", (line, *duplicates.lines()), count, None, (duplicates,))
+        f"{root.name}: {train_size:,} training and {size - train_size:,} test images of {len(classes)} classes "
+        f"({few(classes)})"
+    ) + (f" in {files:,} {kind}" if files else "")
+    duplicates = audit.compare(root.name, train, test, train_name=name, test_name=lambda i: name(train_size + i))
+    return Verification(kind, (line, *duplicates.lines()), size, None, (duplicates,))
 
 
 def _verify_layout(layout: cifar.Layout, folder: Path) -> Verification:
@@ -515,7 +598,7 @@ def _official_line(layout: cifar.Layout, folder: Path, lines: list[str]) -> bool
 
 
 def _verify_file(path: Path) -> Verification:
-    suffix, official, count, about = path.suffix.lower(), None, 0, ""
+    suffix, official, count, kind, about = path.suffix.lower(), None, 0, "", ""
     for layout in cifar.LAYOUTS:
         if path.name == layout.meta:
             kind, (classes, _) = layout.kind.replace("batches", "class names"), cifar.read_meta(layout, path)
@@ -527,7 +610,10 @@ def _verify_file(path: Path) -> Verification:
         if expected := layout.md5.get(path.name):
             official = md5_of(path) == expected
         break
-    else:
+    if suffix in shards.SUFFIXES:
+        index = shards.index_of(path)
+        kind, count = index.layout.kind.removesuffix("s"), sum(map(len, shards.decode(index, SIDE)))
+    elif not kind:
         images = read_images(path)
         count = len(images)
         kinds = {".npy": "NumPy array", ".bin": "CIFAR-10 binary batch"}

@@ -17,9 +17,10 @@ class BudgetnetError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST * 3 // 4]} ... {message[-_LONGEST // 5 :]}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(message)
 
 
 class ConfigError(BudgetnetError):

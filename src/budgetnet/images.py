@@ -19,15 +19,12 @@ from torch import Tensor
 
 from budgetnet import cache
 from budgetnet.arrays import map_npy
+from budgetnet.decoding import MOST_CLASSES, SUFFIXES
 from budgetnet.errors import DataError, reason
 from budgetnet.pickles import unpickle
 
-MOST_CLASSES = 10_000
-"""Labels beyond are taken for damage: what counts them would fill the memory."""
 SIDE = 32
 """Pixels of a side of CIFAR's images, and of all that are not told another size."""
-SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Of image files."""
 _PIXELS = 3 * SIDE * SIDE
 
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, audit, checkpoint, data, devices, evaluate, memory, models, optim, runs
+from budgetnet import __version__, audit, cache, checkpoint, data, devices, evaluate, memory, models, optim, runs
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import Config, load, to_yaml
@@ -109,6 +109,7 @@ class Training:
         self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
         self.classes = len(dataset.classes)
         self.images, self.labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
+        cache.expect_random(self.images)
         self.teachers = (
             Teachers(
                 config.distill,

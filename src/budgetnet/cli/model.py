@@ -129,7 +129,9 @@ def dataset_of(options: Namespace, classifier: Classifier, trained: dict[str, An
     progress = progress_on(options.json, sys.stderr)
     try:
         name = options.dataset or trained.get("dataset", "cifar10")
-        dataset = data.load(name, options.data, classifier.image_size, progress=progress.download)
+        dataset = data.load(
+            name, options.data, classifier.image_size, progress=progress.download, decoding=progress.decode
+        )
     finally:
         progress.end()
     if dataset.classes != classifier.classes:
