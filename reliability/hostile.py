@@ -7,7 +7,7 @@ A mutation is a function of (seed, reader, number). It survives when the file is
 `budgetnet.errors` in one printable line, within two seconds of CPU time and the reader's memory, while nothing was
 executed, imported, connected to, or written outside the folder. Each reader works in a process of its own, whose death
 is a failure like any other. The smallest input of every failure is made smaller, printed and saved under
-build/hostile; a run over all readers that is whole ends with the record.
+build/hostile. Each reader that has been tried leaves a record of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import argparse
 import json
 import mmap
 import os
+import re
 import resource
+import shlex
 import signal
 import struct
 import sys
@@ -44,6 +46,7 @@ HELD = (
     "read, or refused by an exception of ours in one line, within 2 s and bounded memory; nothing executed, nothing "
     "written elsewhere"
 )
+MUTATIONS = 100_000
 _SECONDS = 2.0
 """CPU time of a reading."""
 _SILENCE = 120.0
@@ -329,35 +332,34 @@ def _kept(name: str, seed: int, failure: Failure) -> Failure:
 def main() -> int:
     """Run the campaign; the exit code says whether everything survived."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mutations", type=int, default=100_000, help="of each reader (100,000)")
+    parser.add_argument("--mutations", type=int, default=MUTATIONS, help="of each reader (100,000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first mutation, to repeat one of them")
-    parser.add_argument("--only", action="append", choices=READERS, help="a reader; may be repeated; writes no record")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first mutation, to repeat one of them; writes no record"
+    )
+    parser.add_argument("--only", action="append", choices=READERS, help="a reader; may be repeated")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON; writes no record")
     options = parser.parse_args()
-    began = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     for name in options.only or READERS:
         started = time.monotonic()
         outcomes[name] = found = campaign(name, options.mutations, options.seed, options.first)
-        print(
-            f"{name}: {found.survived:,} of {found.tried:,} survived in {time.monotonic() - started:.0f} s",
-            file=sys.stderr,
-        )
+        seconds = time.monotonic() - started
+        print(f"{name}: {found.survived:,} of {found.tried:,} survived in {seconds:.0f} s", file=sys.stderr)
         for failure in found.failures:
             print(f"  {failure.what}: mutation {failure.number}, {failure.size} bytes, {failure.path}", file=sys.stderr)
             print(f"    {Path(failure.path).read_bytes()[:200]!r}", file=sys.stderr)
-    if options.json:
-        print(json.dumps({name: asdict(found) for name, found in outcomes.items()}))
-    elif not options.only and not options.first:
-        rows = [
-            faults.Fault(
+        if not options.json and not options.first:
+            row = faults.Fault(
                 fault=f"a damaged or hostile file: {name}", held=HELD, tried=found.tried, survived=found.survived
             )
-            for name, found in outcomes.items()
-        ]
-        command = f"python reliability/hostile.py --mutations {options.mutations} --seed {options.seed}"
-        print(faults.write("hostile-files", command, rows, time.monotonic() - began), file=sys.stderr)
+            command = f"python reliability/hostile.py --only {shlex.quote(name)}"
+            command += f" --mutations {options.mutations}" if options.mutations != MUTATIONS else ""
+            command += f" --seed {options.seed}" if options.seed else ""
+            slug = re.sub(r"\W+", "-", name.lower())
+            print(faults.write(f"hostile-{slug}", command, [row], seconds), file=sys.stderr)
+    if options.json:
+        print(json.dumps({name: asdict(found) for name, found in outcomes.items()}))
     return int(any(found.survived < found.tried for found in outcomes.values()))
 
 
