@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgetnet import data, shards
+from budgetnet import cache, data, shards
 from budgetnet.config import AugmentConfig, Config, ModelConfig, StageConfig
 from budgetnet.devices import hardware, tune
 from budgetnet.train import Training
@@ -160,6 +160,7 @@ def use(root: Path) -> dict[str, Any]:
     assert dataset.train.labels is not None
     train, _ = data.split(dataset.train.labels, 5000, 0)
     order = train[data.epoch_order(len(train), 0, 0)]
+    cache.expect_random(dataset.train.images)  # as a training does
     began = time.perf_counter()
     for batch in data.batches(order, BATCH):
         dataset.train.images[batch]

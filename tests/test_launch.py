@@ -250,7 +250,7 @@ def test_the_cell_stops_before_the_session_ends_and_goes_on_in_another_from_its_
 
 def remote():
     """The commands of the guide."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "guide" / "elsewhere.md").read_text(), re.DOTALL)
     (found,) = (block for block in blocks if "tmux" in block)
     return found
 

@@ -610,7 +610,7 @@ def _verify_file(path: Path) -> Verification:
         if expected := layout.md5.get(path.name):
             official = md5_of(path) == expected
         break
-    if suffix in shards.SUFFIXES:
+    if path.suffix in shards.SUFFIXES:
         index = shards.index_of(path)
         kind, count = index.layout.kind.removesuffix("s"), sum(map(len, shards.decode(index, SIDE)))
     elif not kind:
