@@ -35,7 +35,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
 
-    command = command_parser(commands, "register", _register, "make a run a version of a model in MLflow's registry")
+    command = command_parser(
+        commands, "register", _register, "make a run a version of a model that others ask for by name"
+    )
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder; it is finished and tracked")
     command.add_argument("--name", required=True, help="of the model, which others ask for as models:/NAME@ALIAS")
     command.add_argument("--alias", help="that this version gets, and any other loses, such as champion")

@@ -17,7 +17,9 @@ from budgetnet.errors import ConfigError
 
 def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
-    command = command_parser(commands, "sweep", _sweep, "search for the best options of a recipe, by Optuna")
+    command = command_parser(
+        commands, "sweep", _sweep, "search for the best options of a recipe, with any number of workers"
+    )
     command.allow_abbrev = False
     command.set_defaults(further=[])  # what it does not know are options of the recipe
     command.usage = "budgetnet sweep RECIPE --space FILE --trials N [options]"
