@@ -33,12 +33,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, database: Path | None = None) -> Iterator[int]:
+def serving(folder: Path, database: Path | None = None, *, store: str = "sqlite:///mlflow.db") -> Iterator[int]:
     """Run a server that keeps `mlflow.db` and `files/` in a folder, and give its port.
 
     Args:
         folder: there, and empty.
         database: a store to begin with, as to make one takes seconds.
+        store: URI of the database instead of `mlflow.db`; the server is given it as docs/guide/group.md says.
 
     Raises:
         RuntimeError: it does not start.
@@ -47,8 +48,9 @@ def serving(folder: Path, database: Path | None = None) -> Iterator[int]:
         shutil.copy(database, folder / "mlflow.db")
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", str(folder / "files")]
+    command += ["--artifacts-destination", str(folder / "files")]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = store
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True

@@ -36,7 +36,7 @@ def test_each_command_in_the_docs_is_accepted_by_the_command_line(command, monke
         assert cli.main(["train", *arguments, "--print-config"]) == 0
     else:
         parsed, further = cli._parser().parse_known_args([name, *arguments])
-        if name == "ablate":  # what is not its own are options of the recipe
+        if name in ("ablate", "sweep"):  # what is not its own are options of the recipe
             configuration.load(parsed.recipe if "NAME" not in str(parsed.recipe) else SMOKE, further)
         else:
             assert not further

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
@@ -583,16 +583,41 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: as `parse`; the recipe cannot be read or is not YAML.
     """
+    return loader(recipe)(overrides)
+
+
+def loader(recipe: Path) -> Callable[[Sequence[str]], Config]:
+    """`load` for many overrides of one recipe, which is read once; making the parser takes most of the time.
+
+    Raises:
+        ConfigError: the recipe cannot be read or is not YAML.
+    """
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, print_config=None)
     add_options(parser)
-    return parse(parser, [*_recipe_arguments(recipe), *overrides])[0]
+    arguments = _recipe_arguments(recipe)
+    return lambda overrides: parse(parser, [*arguments, *overrides])[0]
 
 
 def to_yaml(config: Config) -> str:
     """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked."""
     return yaml.safe_dump(masked(_plain(asdict(config))), sort_keys=False, width=110)
+
+
+def require_option(name: str, source: str) -> None:
+    """Make sure that a name is that of a single option of a recipe.
+
+    Raises:
+        ConfigError: there is none of this name (the nearest right one is said), or it has options of its own.
+    """
+    options = dict(_options(Config))
+    if name not in options:
+        raise ConfigError(f"{source}: {name} is not an option{_nearest(name, options)}")
+    if is_dataclass(kind := options[name]):
+        raise ConfigError(
+            f"{source}: {name} has options of its own: name one of them, as {name}.{fields(kind)[0].name}"
+        )
 
 
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:

@@ -340,18 +340,12 @@ def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
     Raises:
         BudgetnetError: MLflow is not installed, the store cannot be reached, or it has no such experiment.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
-    if uri == _default_store() and not (Path.cwd() / "mlflow.db").is_file():
-        raise BudgetnetError(
-            "there is no mlflow.db in this folder: go to the one with the runs, or set MLFLOW_TRACKING_URI"
-        )
 
-    def copy_records() -> tuple[list[Path], int]:
-        client = _import_mlflow()(uri)
+    def copy_records(client: Any, shown: str) -> tuple[list[Path], int]:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
-            raise BudgetnetError(f"{mask(uri)} has no experiment {experiment!r}: it has {names}")
+            raise BudgetnetError(f"{shown} has no experiment {experiment!r}: it has {names}")
         copied, without = [], 0
         order = ["attributes.start_time ASC"]
         for run in client.search_runs([found.experiment_id], order_by=order, max_results=10_000):
@@ -367,15 +361,34 @@ def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
             copied.append(target)
         return copied, without
 
+    return ask(copy_records)
+
+
+def ask(work: Callable[[Any, str], T], run: Path | None = None) -> T:
+    """Do something with the store that MLFLOW_TRACKING_URI names, else with `mlflow.db` in the current folder.
+
+    Args:
+        work: given an MlflowClient, and the store's URI to name in messages.
+        run: a run folder, whose own store comes before the current folder's.
+
+    Raises:
+        BudgetnetError: `work` raised it, MLflow is not installed, or the store cannot be reached or fails.
+    """
+    record = Record.load(run) if run else None
+    uri, _ = _store(run or Path(), record.tracking_uri if record else "")
+    if uri == _default_store() and not (Path.cwd() / "mlflow.db").is_file():
+        raise BudgetnetError(
+            "there is no mlflow.db in this folder: go to the one with the runs, or set MLFLOW_TRACKING_URI"
+        )
     try:
         with silence():
             within(2 * PROBE_SECONDS, lambda: _probe(uri))
-            return within(SEND_SECONDS, copy_records)
+            return within(SEND_SECONDS, lambda: work(_import_mlflow()(uri), mask(uri)))
     except BudgetnetError:
         raise
     except Exception as error:
         raise BudgetnetError(
-            f"cannot read {mask(uri)}: {why(error)}; start the server, or name another store"
+            f"MLflow at {mask(uri)} fails: {why(error)}; start the server, or name another store by MLFLOW_TRACKING_URI"
         ) from error
 
 

@@ -87,6 +87,11 @@ class Tracker:
             self._sender = _Sender()
             self._sender.give("starting the run", store.OPEN_SECONDS + store.CALL_SECONDS, begin)
 
+    def run_id(self) -> str | None:
+        """The id of the MLflow run, waiting until it is open; None where nothing is tracked."""
+        self._settle()
+        return self._copy.run_id if self._copy and self._sender else None
+
     def log_epoch(self, row: Mapping[str, float]) -> None:
         """Have an epoch's metrics sent, in one call; points that the MLflow run has already are left as they are.
 

@@ -318,6 +318,7 @@ def train(
     fit_memory: bool = False,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[Dataset], None] = lambda dataset: None,
+    tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train a network, keep the weights that do best in validation, and test them once.
 
@@ -334,6 +335,7 @@ def train(
             run keeps it.
         stop: asked after every step whether to save and leave.
         report: called with the data as it was loaded, once the run is complete, before its files go to MLflow.
+        tags: of the run, in MLflow and in its summary, besides its own.
 
     Returns:
         What summary.json holds.
@@ -398,7 +400,7 @@ def train(
         atomic_write(run / "config.yaml", to_yaml(config).encode())
         metrics = Metrics(run / "metrics.csv")
         metrics.truncate(training.at.epoch)
-        tags = _tags(config, dataset, training.network, device)
+        tags = _tags(config, dataset, training.network, device) | dict(tags or {})
         if training.teachers:
             tags["teachers"] = ", ".join(training.teachers.digests)
         progress.begin(config, dataset, run, tags)

@@ -26,7 +26,11 @@ CALIBRATION_IMAGES, CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are l
 
 def add_model(command: ArgumentParser) -> None:
     """The model, and where it runs."""
-    command.add_argument("checkpoint", type=Path, help="run folder, model file, or checkpoint of the reference project")
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        help="run folder, model file, models:/NAME@ALIAS or /VERSION (MLflow), or checkpoint of the reference project",
+    )
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
 
@@ -110,7 +114,7 @@ def classifier_of(options: Namespace) -> Classifier:
     """The model, on the device that it shall run on."""
     from dataclasses import replace
 
-    from budgetnet import checkpoint, devices
+    from budgetnet import devices
 
     if options.precision == "int8" and options.engine == "torch":
         raise ConfigError("--precision int8 is computed by ONNX Runtime: leave out --engine torch")
@@ -118,8 +122,18 @@ def classifier_of(options: Namespace) -> Classifier:
     device = devices.find("cpu" if on_cpu and options.device == "auto" else options.device)
     if on_cpu and device.type != "cpu":
         raise ConfigError(f"ONNX Runtime, and so int8, computes on the CPU: leave out --device {options.device}")
-    classifier = checkpoint.load_classifier(options.checkpoint, options.model)
+    classifier = load_model(options.checkpoint, options.model)
     return replace(classifier, network=classifier.network.to(device))
+
+
+def load_model(what: Path, model: str | None) -> Classifier:
+    """The model that a run folder, a file or a name in MLflow's registry holds, on the CPU."""
+    from budgetnet import checkpoint, registry
+
+    if not registry.is_registered(what):
+        return checkpoint.load_classifier(what, model)
+    with registry.fetched(what) as path:
+        return checkpoint.load_classifier(path, model)
 
 
 def dataset_of(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset:

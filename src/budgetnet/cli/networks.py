@@ -51,12 +51,14 @@ def _models(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> int:
-    from budgetnet import checkpoint, data, models, pictures
     from budgetnet import config as configuration
+    from budgetnet import data, models, pictures, registry
+    from budgetnet.cli.model import load_model
     from budgetnet.config import ModelConfig
 
     provenance: dict[str, Any] = {}
-    named = options.what in models.names() or not Path(options.what).exists()
+    registered = registry.is_registered(options.what)
+    named = options.what in models.names() or not (registered or Path(options.what).exists())
     if options.width is not None and not named:
         raise ConfigError(f"--width is for a network given by name, and {options.what} has its own: leave it out")
     if options.model is not None and named:
@@ -73,7 +75,7 @@ def _inspect(options: Namespace) -> int:
         network = models.build(config, options.classes or 10)
         title = options.what
     else:
-        classifier = checkpoint.load_classifier(Path(options.what), options.model)
+        classifier = load_model(Path(options.what), options.model)
         network, size, title = classifier.network, classifier.image_size, classifier.model.name
         provenance = {"classes": classifier.classes, "mean": classifier.mean, "std": classifier.std}
         provenance |= classifier.provenance

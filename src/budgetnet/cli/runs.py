@@ -1,4 +1,4 @@
-"""`budgetnet report`, `compare` and `track`: what has been trained."""
+"""`budgetnet report`, `compare`, `track` and `register`: what has been trained."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def add(commands: Any) -> None:
         commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False
     )
     command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+
+    command = command_parser(
+        commands, "register", _register, "make a run a version of a model that others ask for by name"
+    )
+    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder; it is finished and tracked")
+    command.add_argument("--name", required=True, help="of the model, which others ask for as models:/NAME@ALIAS")
+    command.add_argument("--alias", help="that this version gets, and any other loses, such as champion")
 
 
 def _report(options: Namespace) -> int:
@@ -84,4 +91,17 @@ def _track(options: Namespace) -> int:
     there = options.folder.is_dir()
     with folder.hold(options.folder, warn) if there else contextlib.nullcontext():
         print(tracking.send(options.folder, load_network=load_network, warn=warn))
+    return 0
+
+
+def _register(options: Namespace) -> int:
+    from budgetnet import registry
+
+    found = registry.register(options.folder, options.name, options.alias)
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    what = f"{found['name']} version {found['version']}"
+    done = f"{what} is now {found['run']}" if found["new"] else f"{found['run']} is {what} already"
+    print(done + (f", and {found['alias']}: models:/{found['name']}@{found['alias']}" if found["alias"] else ""))
     return 0

@@ -1,0 +1,104 @@
+"""`budgetnet sweep`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from budgetnet.cli.common import command_parser, progress_on
+from budgetnet.errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Add what this file is for to the command line."""
+    command = command_parser(
+        commands, "sweep", _sweep, "search for the best options of a recipe, with any number of workers"
+    )
+    command.allow_abbrev = False
+    command.set_defaults(further=[])  # what it does not know are options of the recipe
+    command.usage = "budgetnet sweep RECIPE --space FILE --trials N [options]"
+    command.add_argument("recipe", type=Path, metavar="RECIPE", help="what all trials have in common")
+    command.add_argument("--space", type=Path, required=True, metavar="FILE", help="which options vary, between what")
+    command.add_argument("--trials", type=int, required=True, metavar="N", help="in all, of all workers")
+    command.add_argument(
+        "--pruner",
+        choices=("median", "halving", "none"),
+        default="median",
+        help="stops trials that do worse than others at the same epoch (default median)",
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="keep runs and results there (default runs/sweep-RECIPE)"
+    )
+    command.add_argument(
+        "--storage",
+        metavar="URI",
+        help="what the workers share: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE (default: "
+        "$BUDGETNET_STORAGE, else study.db in the output)",
+    )
+    command.add_argument("--study", metavar="NAME", help="its name there (default: that of the output)")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    command.add_argument("--no-track", action="store_true", help="leave MLflow out")
+
+
+def _sweep(options: Namespace) -> int:
+    import torch
+
+    from budgetnet import devices, standings, sweep
+    from budgetnet.space import read_space
+    from budgetnet.train import Interrupted
+
+    if options.threads < 0:
+        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    asked = sweep.Sweep(
+        recipe=options.recipe,
+        space=read_space(options.space),
+        trials=options.trials,
+        always=options.further,
+        pruner=options.pruner,
+    )
+    output = options.output or Path("runs") / f"sweep-{options.recipe.stem}"
+    progress = progress_on(False, sys.stderr if options.json else sys.stdout)
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
+        caught.append(number)
+        progress.say("stopping after this step")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        result = sweep.carry_out(
+            asked,
+            output,
+            storage=options.storage or os.environ.get("BUDGETNET_STORAGE"),
+            name=options.study,
+            folder=options.data,
+            device=devices.find(options.device),
+            progress=progress,
+            track=not options.no_track,
+            stop=lambda: bool(caught),
+        )
+    except Interrupted:
+        print("saved; the same command goes on from here", file=sys.stderr)
+        return 128 + caught[0]
+    except KeyboardInterrupt:
+        print("the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        progress.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    print(json.dumps(result) if options.json else f"\n{standings.render(result)}")
+    if not options.json:
+        print(f"\nthe best as a recipe: {output / 'best.yaml'}; picture: {output / 'sweep.svg'}")
+    return 0
