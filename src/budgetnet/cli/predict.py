@@ -152,11 +152,13 @@ def _table(predictions: list[dict[str, Any]]) -> Iterator[str]:
     else:
         digits = max(len(str(row["ID"])) for row in predictions)
         names = [f"{row['ID']:>{digits}}" for row in predictions]
-    room = columns() - len("    100.0%")
+    shares = [f"{row['probability']:.1%}" for row in predictions]
+    share_width = max(map(len, shares))
+    room = columns() - share_width - 4
     class_width = min(max(map(cell_len, classes)), room // 2)
     name_width = min(max(map(cell_len, names)), room - class_width)
-    for name, label, row in zip(names, classes, predictions, strict=True):
-        yield f"{fitted(name, name_width)}  {fitted(label, class_width)}  {row['probability']:>6.1%}"
+    for name, label, share in zip(names, classes, shares, strict=True):
+        yield f"{fitted(name, name_width)}  {fitted(label, class_width)}  {share:>{share_width}}"
 
 
 def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset | None:
