@@ -3,11 +3,11 @@
 import io
 import os
 import re
-import subprocess
 import sys
-import termios
 from pathlib import Path
+from xml.etree import ElementTree
 
+import demo
 import numpy as np
 import pytest
 from hypothesis import given
@@ -281,27 +281,6 @@ def test_the_best_epoch_is_coloured_in_a_terminal_unless_that_is_not_wanted(wish
     assert out.getvalue().rstrip().removesuffix("\x1b[0m").endswith(" *"), "the mark says it without colour too"
 
 
-def in_a_terminal(command: list[str], cwd: Path, width: int, **wishes: str) -> str:
-    """What a command writes to a real terminal of that many columns."""
-    ours, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, width))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]]), **wishes}
-    with subprocess.Popen(command, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as child:
-        os.close(theirs)
-        written = b""
-        while True:
-            try:
-                more = os.read(ours, 65536)
-            except OSError:  # nobody has it open any more
-                break
-            if not more:
-                break
-            written += more
-    os.close(ours)
-    assert child.returncode == 0, written.decode()
-    return written.decode()
-
-
 def test_a_terminal_that_can_redraw_nothing_gets_plain_lines(monkeypatch):
     assert type(progress_on(False, Terminal())) is LiveProgress
     monkeypatch.setenv("TERM", "dumb")
@@ -310,9 +289,61 @@ def test_a_terminal_that_can_redraw_nothing_gets_plain_lines(monkeypatch):
 
 def test_a_training_in_a_real_and_narrow_terminal_without_colour(tmp_path):
     command = [sys.executable, "-m", "budgetnet", "train", SMOKE, "--no-track", "--no-report", "--epochs", "1"]
-    shown = in_a_terminal([*command, "--output", "narrow"], tmp_path, 72, NO_COLOR="1")
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]])
+    shown = demo.in_a_terminal([*command, "--output", "narrow"], tmp_path, 72, NO_COLOR="1", PYTHONPATH=paths)
     assert not COLOURS.search(shown)
     assert "\x1b[2K" in shown, "a live line"
     lines = re.split(r"[\r\n]+", plain(shown))
     assert max(map(cell_len, lines)) <= 72
     assert any("img/s" in line for line in lines)
+
+
+# ------------------------------------------------------------------------------------------- the picture of the demo
+
+
+def test_what_a_terminal_shows_in_the_end_is_what_was_not_taken_back():
+    written = (
+        "one\r\n\x1b[?25l\r\x1b[2Kaway\r\x1b[2K\x1b[1;32m  3 best *\x1b[0m\r\nlive\r\n\r\x1b[1A\x1b[2Klast\x1b[?25h\r\n"
+    )
+    assert demo.screen(written) == [("one", ""), ("  3 best *", "1;32"), ("last", "")]
+    assert demo.screen("x" * 80 + "\r\n" + "y" * 81) == [("x" * 80, ""), ("y" * 80, ""), ("y", "")]
+    assert demo.screen("12345\rab") == [("ab345", "")]
+
+
+def test_the_middle_of_a_long_table_is_left_out_and_counted():
+    rows = [(f"{i:>5}  0.5", "") for i in range(10)]
+    short = [("", ""), ("    0  1", ""), ("    1  2", "")]
+    found = demo.shortened([("epoch", ""), *rows, *short])
+    assert found == [("epoch", ""), *rows[:3], ("    ⋮  5 rows more", "cut"), *rows[8:], *short]
+
+
+def test_a_drawn_screen_is_text_in_its_place_with_its_colour():
+    svg = ElementTree.fromstring(demo.drawn([("$ a < b", ""), ("", ""), ("  & c *", "1;32"), ("d", "")]))
+    texts = [each for each in svg if each.tag.endswith("text")]
+    assert [(each.text, each.get("class")) for each in texts] == [
+        ("$ a < b", "typed"),
+        ("  & c *", "best"),
+        ("d", None),
+    ]
+    heights = [int(each.get("y")) for each in texts]
+    assert heights[1] - heights[0] == 2 * (heights[2] - heights[1])
+    assert float(texts[1].get("textLength")) == 7 * float(texts[2].get("textLength"))
+
+
+def test_readme_shows_what_the_demo_prints_as_a_small_picture_that_loads_nothing():
+    path = ROOT / "docs" / "images" / "demo.svg"
+    assert "(docs/images/demo.svg)" in (ROOT / "README.md").read_text()
+    assert path.stat().st_size < 100_000
+    svg = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    assert {each.tag.rpartition("}")[2] for each in svg} == {"title", "style", "rect", "text"}
+    assert "href" not in path.read_text()
+    assert "url(" not in path.read_text()
+    lines = [each.text for each in svg if each.tag.endswith("text")]
+    assert max(map(cell_len, lines)) <= 80
+    assert lines[0] == "$ make demo"
+    # Each command that the demo types, and the last line that it prints.
+    program = (ROOT / "examples" / "demo.py").read_text()
+    assert [line.split()[2] for line in lines[1:] if line.startswith("$ ")] == re.findall(
+        r'budgetnet\("(\w+)"', program
+    )
+    assert lines[-1] in program
