@@ -46,7 +46,9 @@ def main() -> None:
     if accuracy < AIM:
         sys.exit(f"the demo's test accuracy is {accuracy:.2%}, expected {AIM:.0%} or more")
     print(f"""
-{accuracy:.2%} of the test digits, with {summary["parameters"]:,} parameters. In {RUN} are
+{accuracy:.2%} of the test digits, with {summary["parameters"]:,} parameters
+
+In {RUN} are
   report.html       the run in pictures
   config.yaml       the recipe, every option resolved
   metrics.csv       a row an epoch
