@@ -327,7 +327,7 @@ def test_a_drawn_screen_is_text_in_its_place_with_its_colour():
     ]
     heights = [int(each.get("y")) for each in texts]
     assert heights[1] - heights[0] == 2 * (heights[2] - heights[1])
-    assert float(texts[1].get("textLength")) == 7 * float(texts[2].get("textLength"))
+    assert float(texts[1].get("textLength")) == pytest.approx(7 * float(texts[2].get("textLength")))
 
 
 def test_readme_shows_what_the_demo_prints_as_a_small_picture_that_loads_nothing():
