@@ -46,16 +46,20 @@ def main() -> None:
     if accuracy < AIM:
         sys.exit(f"the demo's test accuracy is {accuracy:.2%}, expected {AIM:.0%} or more")
     print(f"""
-{accuracy:.2%} of the test digits, with {summary["parameters"]:,} parameters. Where everything lies:
-  {RUN}/config.yaml       the recipe, every option resolved
-  {RUN}/metrics.csv       a row an epoch
-  {RUN}/best.safetensors  the chosen weights: this file alone predicts
-  {RUN}/last.ckpt         what --resume goes on from
-  {RUN}/summary.json      final figures
-  {submission}    ID,Labels
-  mlflow.db              the MLflow record: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db
+{accuracy:.2%} of the test digits, with {summary["parameters"]:,} parameters
 
-The same on CIFAR-10 (which is downloaded on first use, or read from --data DIR):
+In {RUN} are
+  report.html       the run in pictures
+  config.yaml       the recipe, every option resolved
+  metrics.csv       a row an epoch
+  best.safetensors  the chosen weights: this file alone predicts
+  last.ckpt         what --resume goes on from
+  summary.json      final figures
+  submission.csv    ID,Labels
+The MLflow record is in mlflow.db:
+  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+The same on CIFAR-10 (downloaded on first use, or read from --data DIR):
   .venv/bin/budgetnet train recipes/quick.yaml""")
 
 

@@ -23,6 +23,7 @@ them, in these versions. Written by `make table` from what the packages say of t
 | package | version | licence |
 |---|---|---|
 """
+VAGUE = ("Dual License", "BSD", "BSD License", "UNKNOWN")  # classifiers say more
 
 
 def plain(name: str) -> str:
@@ -60,7 +61,7 @@ def licence(package: Distribution) -> str:
     named = [name for name in classifiers if name != "OSI Approved"]
     if expression:
         return str(expression)
-    if short and len(short) <= 40 and "\n" not in short and short not in ("Dual License", "BSD", "BSD License"):
+    if short and len(short) <= 40 and "\n" not in short and short not in VAGUE:
         return short
     if named:
         return ", ".join(named)

@@ -138,8 +138,9 @@ def test_evaluate_in_int8_tells_what_it_costs_on_the_same_images(home, capsys, m
     assert (cost["split"], cost["images"]) == ("test", 359)
     assert scores["loss"] != exact["loss"]
     assert main(["evaluate", "run", "--precision", "int8"]) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("int8 instead of fp32 on 359 images of the test split: accuracy ")
+    title, cost = capsys.readouterr().out.splitlines()[-2:]
+    assert title == "int8 instead of fp32 on 359 images of the test split:"
+    assert re.fullmatch(r"  accuracy .*% -> .*% \(.* points\), .*% of predictions changed", cost)
 
 
 def test_predict_in_int8_tells_what_it_costs_on_the_validation_split(home, capsys, monkeypatch):
@@ -151,7 +152,7 @@ def test_predict_in_int8_tells_what_it_costs_on_the_validation_split(home, capsy
     assert (result["int8"]["split"], result["int8"]["images"]) == ("val", val["n"])
     assert result["int8"]["fp32_accuracy"] == val["accuracy"]
     assert main(["predict", "run", "digits.npy", "--output", "int8.csv", "--precision", "int8"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("int8 instead of fp32 on ")
+    assert capsys.readouterr().out.splitlines()[-2].startswith("int8 instead of fp32 on ")
 
 
 def test_int8_is_calibrated_on_images_that_the_model_was_trained_on_alone(home, capsys, monkeypatch):
@@ -272,8 +273,11 @@ def test_predict_takes_remedies_and_tells_what_they_changed(home, capsys, monkey
     command = ["predict", "run", "digits.npy", "--norm-statistics", "target", "--temperature", "fit"]
     assert main([*command, "--output", "remedied.csv", "--labels", "labels.csv", "--probabilities"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"norm statistics of these images .*% of predictions changed, accuracy .*% -> .*%$", lines[-3])
-    assert re.match(r"temperature .*, fitted on the 200 validation images: 0\.00% of predictions changed", lines[-2])
+    assert lines[-5].startswith("norm statistics of these images ")
+    assert re.fullmatch(r"  .*% of predictions changed, accuracy .*% -> .*%", lines[-4])
+    assert re.fullmatch(r"temperature .*, fitted on the 200 validation images", lines[-3])
+    assert lines[-2].startswith("  0.00% of predictions changed")
+    assert lines[-1].startswith("  there   accuracy ")
     assert main([*command, "--json"]) == 0
     norms, temperature = json.loads(capsys.readouterr().out)["remedies"]
     assert 0 < norms["predictions_changed"] < 1

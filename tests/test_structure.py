@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
 ORDER = [
     "errors",
     "masking",
+    "terminal",
     "config",
     "devices",
     "memory",

@@ -23,6 +23,8 @@ from budgetnet import seeds
 from budgetnet.config import Config
 from budgetnet.errors import ConfigError
 from budgetnet.files import atomic_write
+from budgetnet.progress import duration
+from budgetnet.terminal import fitted, wrapped
 
 _COLUMNS = 80
 
@@ -186,7 +188,7 @@ def carry_out(
                     atomic_write(record, (json.dumps(found, indent=1) + "\n").encode())
                 say(
                     f"{len(rows)} of {len(planned)}: {job.variant}, seed {row['seed']}: {row['val_accuracy']:.2%}, "
-                    f"{row['minutes']:.1f} minutes"
+                    f"{duration(60 * row['minutes'])}"
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -347,8 +349,8 @@ def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
         accuracy = _percent(row["mean"], row["std"])
         against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
         mark = "*" if row.get("verdict") == "beyond noise" else " "
-        first, *rest = _wrapped(row["variant"], width)
-        lines.append(f"{first:{width}}  {accuracy:>14}  {against:>16}{mark}  {row['seeds']:>5}")
+        first, *rest = wrapped(row["variant"], width, chop=True)
+        lines.append(f"{fitted(first, width)}  {accuracy:>14}  {against:>16}{mark}  {row['seeds']:>5}")
         lines += [f"  {part}" for part in rest]
     return lines
 
@@ -381,9 +383,3 @@ def markdown(record: Mapping[str, Any]) -> str:
 def _percent(share: float, spread: float | None, sign: bool = False) -> str:
     text = f"{100 * share:{'+' if sign else ''}.2f}"
     return text if spread is None else f"{text} ± {100 * spread:.2f}"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width, break_long_words=True) or [""]

@@ -17,13 +17,15 @@ from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.markup import visible
 from budgetnet.progress import duration
 from budgetnet.runs import Run
+from budgetnet.terminal import cell_len, columns
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 # What changes nothing of what is computed, or is what a recipe's runs differ in.
 _ASIDE = ("seed", "experiment", "checkpoint_steps", "checkpoint_minutes")
 MEASURES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
+_FRONTS = {"parameters": "parameters", "multiply_adds": "mult-adds", "minutes": "time"}
 COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds for an image", "minutes": "minutes of training"}
 
 
@@ -325,9 +327,9 @@ def _minutes(group: Group) -> str:
     return "\N{EN DASH}" if group.minutes is None else duration(60 * group.minutes["mean"])
 
 
-def _cost(group: Group, name: str) -> str:
+def _cost(group: Group, name: str, unit: float = 1) -> str:
     value = group.cost(name)
-    return "\N{EN DASH}" if value is None else f"{value:,.0f}"
+    return "\N{EN DASH}" if value is None else f"{value / unit:,.{0 if unit == 1 else 1}f}"
 
 
 def verdict(comparison: Comparison) -> str:
@@ -358,7 +360,7 @@ def show(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=columns())
     for table in _tables(comparison):
         console.print(table)
         console.print()
@@ -366,14 +368,15 @@ def show(comparison: Comparison) -> None:
         console.print(Text(visible(line)))
 
 
-def _tables(comparison: Comparison) -> Iterator[Table]:
+def _tables(comparison: Comparison) -> Iterator[RenderableType]:
     from rich.box import SIMPLE_HEAD
+    from rich.console import Group as Together
     from rich.table import Table
     from rich.text import Text
 
-    def made(*columns: tuple[str, bool]) -> Table:
+    def made(*heads: tuple[str, bool]) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-        for name, number in columns:
+        for name, number in heads:
             table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
         return table
 
@@ -381,32 +384,50 @@ def _tables(comparison: Comparison) -> Iterator[Table]:
         table.add_row(*(Text(visible(cell)) for cell in cells))  # names are no markup
 
     groups = comparison.groups
-    scores = made(
-        ("", False), ("runs", False), ("validation %", True), ("less A", True), ("test %", True), ("less A", True)
-    )
-    costs = made(
-        ("", False),
-        ("seeds", True),
-        ("parameters", True),
-        ("multiply-adds", True),
-        ("minutes", True),
-        ("on the front by", False),
-    )
+    accuracies = []
+    for measure in MEASURES:
+        accuracies.append(_aligned([plus_minus(getattr(group, measure)) for group in groups]))
+        accuracies.append(_aligned([points(group.against.get(measure)) for group in groups]))
+    heads = ("", "runs", "validation %", "less A", "test %", "less A")
+    scores = made(*((head, False) for head in heads))
+    for group, *texts in zip(groups, *accuracies, strict=True):
+        add(scores, group.letter, group.name, *texts)
+    caption = "mean and standard deviation over seeds; less A: points, seed by seed, with 95 % interval; * beyond noise"
+    yield Together(scores, Text(caption, style="dim"))
+
+    numbers = ("seeds", "parameters", "M mult-adds", "time")
+    costs = made(("", False), *((head, True) for head in numbers), ("on the front by", False))
     for group in groups:
-        against = [points(group.against.get(measure)) for measure in MEASURES]
-        accuracy = [plus_minus(group.val_accuracy), against[0], plus_minus(group.test_accuracy), against[1]]
-        add(scores, group.letter, group.name, *accuracy)
         count = str(len({entry.seed for entry in group.entries}))
-        spent = [_cost(group, "parameters"), _cost(group, "multiply_adds"), _minutes(group)]
-        add(costs, group.letter, count, *spent, ", ".join(group.fronts).replace("_", "-"))
-    scores.caption = (
-        "mean and standard deviation over seeds; less A: points, seed by seed, with the 95 % interval; * beyond noise"
-    )
-    scores.caption_justify = "left"
-    yield scores
+        spent = [_cost(group, "parameters"), _cost(group, "multiply_adds", 1e6), _minutes(group)]
+        add(costs, group.letter, count, *spent, ", ".join(_FRONTS[name] for name in group.fronts))
     yield costs
-    if groups[0].options:
-        options = made(("differs", False), *((group.letter, False) for group in groups))
-        for name in groups[0].options:
-            add(options, name, *(group.options[name] for group in groups))
+
+    names = list(groups[0].options)
+    room = columns() - max(map(len, names), default=0)
+    for some in _that_fit(groups, room) if names else ():
+        options = made(("differs", False), *((group.letter, False) for group in some))
+        for name in names:
+            add(options, name, *(group.options[name] for group in some))
         yield options
+
+
+def _aligned(texts: Sequence[str]) -> list[str]:
+    """Numbers with what follows them, the numbers one below the other."""
+    parts = [text.partition(" ") for text in texts]
+    most, further = max(len(number) for number, _, _ in parts), max(len(text) for _, _, text in parts)
+    return [f"{number:>{most}}{space or ' '}{text:<{further}}".rstrip() for number, space, text in parts]
+
+
+def _that_fit(groups: Sequence[Group], room: int) -> list[list[Group]]:
+    """The groups in as many parts as are needed for the columns of each to stand side by side."""
+    parts: list[list[Group]] = [[]]
+    left = room
+    for group in groups:
+        width = 3 + max(map(cell_len, group.options.values()))
+        if parts[-1] and width > left:
+            parts.append([])
+            left = room
+        parts[-1].append(group)
+        left -= width
+    return parts

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.cells import cell_len, set_cell_size
 from torch import Tensor, nn
 
 from budgetnet.augment import normalize
 from budgetnet.config import Tta
 from budgetnet.engine import Engine
 from budgetnet.errors import CheckpointError, DataError
+from budgetnet.terminal import cell_len, fitted
 
 _TOP5_FROM = 10
 _ECE_BINS = 15
@@ -430,8 +430,8 @@ def render(scores: LabelScores, classes: Sequence[str]) -> str:
     names = [_printable(name) for name in classes]
     digits = len(str(k - 1))
     label_width = max(len("class"), min(max(map(cell_len, names)), 20))
-    labels = [f"{i:>{digits}} {set_cell_size(name, label_width)}" for i, name in enumerate(names)]
-    head = " " * (digits + 1) + set_cell_size("class", label_width)
+    labels = [f"{i:>{digits}} {fitted(name, label_width)}" for i, name in enumerate(names)]
+    head = " " * (digits + 1) + fitted("class", label_width)
 
     def recall_of(i: int) -> float:
         recall = scores.recall[i]
@@ -470,8 +470,8 @@ def _largest_confusions(scores: LabelScores, names: Sequence[str]) -> list[str]:
     width = max((cell_len(names[true]) for _, true, _ in pairs[:20]), default=0)
     lines = ["most frequent confusions (images, true -> predicted)"] if pairs else ["no confusions"]
     for count, true, predicted in pairs[:20]:
-        true_name = set_cell_size(names[true], min(width, 30))
-        predicted_name = names[predicted] if cell_len(names[predicted]) <= 30 else set_cell_size(names[predicted], 30)
+        true_name = fitted(names[true], min(width, 30))
+        predicted_name = names[predicted] if cell_len(names[predicted]) <= 30 else fitted(names[predicted], 30)
         lines.append(f"{count:9,}  {true_name} -> {predicted_name}")
     return lines
 

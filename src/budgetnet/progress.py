@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from budgetnet.config import Config
+from budgetnet.terminal import wrapped
 
 if TYPE_CHECKING:
     from budgetnet.data import Dataset
@@ -24,6 +25,10 @@ COLUMNS = (
     ("images/s", "images_per_second", "{:>8,.0f}"),
     ("time", "seconds", "{}"),
 )
+# What a narrow terminal does without, the first first.
+_GIVES_WAY = ("lr", "images_per_second", "train_loss", "val_loss", "train_accuracy")
+_GAP = "  "
+_BEST = " *"
 
 
 class Progress:
@@ -90,17 +95,28 @@ class PlainProgress(Progress):
     def epoch(self, row: Mapping[str, float], best: bool) -> None:
         """Print the row, under a header the first time."""
         if not self.columns:
-            self.columns = [column for column in COLUMNS if column[1] in row]
+            self.columns = self._that_fit([column for column in COLUMNS if column[1] in row])
             self.say("")
-            self.say("  ".join(f"{title:>{self._width(form, key)}}" for title, key, form in self.columns))
+            self.say(_GAP.join(f"{title:>{self._width(form, key)}}" for title, key, form in self.columns))
         cells = []
         for _, key, form in self.columns:
             cells.append(f"{duration(row[key]):>7}" if key == "seconds" else form.format(row[key]))
-        self.say("  ".join(cells) + (" *" if best else ""))
+        self.say(_GAP.join(cells) + (_BEST if best else ""))
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        print(text, file=self.out, flush=True)
+        """Print a line, or a few where it is too long for one; paths and commands stay whole."""
+        print("\n".join(wrapped(text, self._room(), 2)), file=self.out, flush=True)
+
+    def _room(self) -> int:
+        """Columns that lines may take."""
+        return 80
+
+    def _that_fit(self, columns: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+        for giving_way in ("", *_GIVES_WAY):
+            columns = [column for column in columns if column[1] != giving_way]
+            if sum(self._width(form, key) + len(_GAP) for _, key, form in columns) <= self._room():
+                break
+        return columns
 
     def download(self, done: int, total: int | None) -> None:
         """Print a line every tenth of the way."""
@@ -149,12 +165,21 @@ class LiveProgress(PlainProgress):
         speed = at.images / max(at.epoch_seconds, 1e-9)
         done = at.epoch * steps + at.step
         left = (self.epochs * steps - done) * at.seconds / done
-        line = (
-            f"epoch {at.epoch + 1}/{self.epochs} {_bar(at.step / steps, 12)} step {at.step}/{steps}  "
-            f"loss {at.loss_sum / at.images:.3f}  acc {at.correct / at.images:.1%}  lr {lr:.3g}  "
-            f"{speed:,.0f} img/s  {duration(left)} left"
-        )
-        self.live.update(self.text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        # Of even width, so that nothing moves from one redraw to the next; with the place in which a part gives way
+        # where the terminal is narrow.
+        parts = [
+            (8, f"epoch {at.epoch + 1:>{len(str(self.epochs))}}/{self.epochs}"),
+            (3, _bar(at.step / steps, 12)),
+            (2, f"step {at.step:>{len(str(steps))}}/{steps}"),
+            (6, f"loss {at.loss_sum / at.images:>5.3f}"),
+            (5, f"acc {at.correct / at.images:>5.1%}"),
+            (1, f"lr {lr:<8.3g}"),
+            (4, f"{speed:>6,.0f} img/s"),
+            (7, f"{duration(left)} left"),
+        ]
+        while len(line := _GAP.join(text for _, text in parts)) > self._room() and len(parts) > 1:
+            parts.remove(min(parts))
+        self._show(line)
 
     def end(self) -> None:
         """Take the line away."""
@@ -162,9 +187,10 @@ class LiveProgress(PlainProgress):
         self.live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the live one."""
-        best = text.endswith(" *")
-        self.console.print(self.text(text, style="bold green" if best else ""), soft_wrap=True)
+        """Print a line above the live one, or a few where it is too long for one."""
+        style = "bold green" if text.endswith(_BEST) else ""
+        for line in wrapped(text, self._room(), 2):
+            self.console.print(self.text(line, style=style), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning above the live line."""
@@ -180,7 +206,7 @@ class LiveProgress(PlainProgress):
         self.live.start()
         bar = f"{_bar(done / total, 30)} " if total else ""
         whole = f" of {total / 1e6:.0f}" if total else ""
-        self.live.update(self.text(f"downloading {bar}{done / 1e6:.0f}{whole} MB", no_wrap=True), refresh=True)
+        self._show(f"downloading {bar}{done / 1e6:.0f}{whole} MB")
         if done == total:
             self.live.stop()
 
@@ -191,16 +217,23 @@ class LiveProgress(PlainProgress):
             return
         self.shown = now
         self.live.start()
-        self.live.update(self.text(f"decoding {_bar(done / total, 30)} {done:,} of {total:,} images"), refresh=True)
+        self._show(f"decoding {_bar(done / total, 30)} {done:,} of {total:,} images")
         if done == total:
             self.live.stop()
 
     def score(self, done: int, total: int) -> None:
         """Redraw a bar of the sets of images that are scored."""
         self.live.start()
-        self.live.update(self.text(f"scoring {_bar(done / total, 30)} {done} of {total} sets of images"), refresh=True)
+        self._show(f"scoring {_bar(done / total, 30)} {done} of {total} sets of images")
         if done == total:
             self.live.stop()
+
+    def _room(self) -> int:
+        return self.console.width
+
+    def _show(self, line: str) -> None:
+        """Redraw the live line, which is cut where the terminal ends: a second line would stay behind."""
+        self.live.update(self.text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _bar(share: float, width: int) -> str:

@@ -202,17 +202,18 @@ def render_scored(remedy: Mapping[str, Any], split: str) -> str:
 
 
 def render_predicted(remedy: Mapping[str, Any]) -> str:
-    """What a remedy did to predictions, whose labels may not be known, as text for people.
+    """What a remedy did to predictions, whose labels may not be known, as text for people, at most 80 columns wide.
 
     Args:
         remedy: an entry of `remedies` in the result of `predict`.
     """
-    line = f"{_name(remedy)}: {remedy['predictions_changed']:.2%} of predictions changed"
+    changed = f"  {remedy['predictions_changed']:.2%} of predictions changed"
     if "accuracy_before" in remedy:
-        line += f", accuracy {remedy['accuracy_before']:.2%} -> {remedy['accuracy_after']:.2%}"
+        changed += f", accuracy {remedy['accuracy_before']:.2%} -> {remedy['accuracy_after']:.2%}"
+    lines = [_name(remedy), changed]
     if "fitted" in remedy:
-        line += "\n" + _change("there", remedy["fitted"]["before"], remedy["fitted"]["after"])
-    return line
+        lines.append(_change("there", remedy["fitted"]["before"], remedy["fitted"]["after"]))
+    return "\n".join(lines)
 
 
 def _name(remedy: Mapping[str, Any]) -> str:

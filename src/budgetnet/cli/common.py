@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -52,12 +53,13 @@ def command_parser(
 
 
 def progress_on(silent: bool, out: TextIO) -> Progress:
-    """Where the progress of a command goes: a live bar on a terminal, lines elsewhere, nowhere where `silent`."""
+    """Where a command's progress goes: a live line on a terminal that can redraw it, lines elsewhere, or nowhere."""
     from budgetnet import progress
 
     if silent:
         return progress.Progress()
-    return progress.LiveProgress(out) if out.isatty() else progress.PlainProgress(out)
+    redraws = out.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return progress.LiveProgress(out) if redraws else progress.PlainProgress(out)
 
 
 def warn(text: str) -> None:

@@ -33,6 +33,8 @@ def _verify(options: Namespace) -> int:
     from dataclasses import asdict
 
     from budgetnet import data
+    from budgetnet.markup import visible
+    from budgetnet.terminal import columns, wrapped
 
     path = options.path or data.default_folder()
     found = data.verify(path)
@@ -41,12 +43,14 @@ def _verify(options: Namespace) -> int:
         return 0
     print(f"{path}: {found.kind}, {found.images:,} images")
     for line in found.lines:
-        print(f"  {line}")
+        print("\n".join(wrapped(f"  {visible(line)}", columns(), 4)))
     return 0
 
 
 def _stats(options: Namespace) -> int:
     from budgetnet import data
+    from budgetnet.markup import visible
+    from budgetnet.terminal import cell_len, columns, fitted
 
     path = options.path or data.default_folder()
     images, classes = data.read_training(path)
@@ -57,8 +61,10 @@ def _stats(options: Namespace) -> int:
         print(json.dumps({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
         return 0
     print(f"{path}: {len(images.images):,} images")
-    for name, count in counts.items():
-        print(f"  {name:<20} {count:>8,}")
+    names = [visible(name) for name in counts]
+    width = min(max(20, *map(cell_len, names)), columns() - 11)
+    for name, count in zip(names, counts.values(), strict=True):
+        print(f"  {fitted(name, width)} {count:>8,}")
     print("  mean " + " ".join(f"{x:.5f}" for x in found.mean))
     print("  std  " + " ".join(f"{x:.5f}" for x in found.std))
     return 0

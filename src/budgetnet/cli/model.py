@@ -377,9 +377,10 @@ def int8_cost(exact: torch.Tensor, quantized: torch.Tensor, labels: torch.Tensor
 
 
 def int8_line(cost: dict[str, Any]) -> str:
-    """What quantisation costs, in a line."""
+    """What quantisation costs, as text for people, at most 80 columns wide."""
     before, after = cost["fp32_accuracy"], cost["int8_accuracy"]
     return (
-        f"int8 instead of fp32 on {cost['images']:,} images of the {cost['split']} split: accuracy {before:.2%} -> "
-        f"{after:.2%} ({100 * (after - before):+.2f} points), {cost['predictions_changed']:.2%} of predictions changed"
+        f"int8 instead of fp32 on {cost['images']:,} images of the {cost['split']} split:\n"
+        f"  accuracy {before:.2%} -> {after:.2%} ({100 * (after - before):+.2f} points), "
+        f"{cost['predictions_changed']:.2%} of predictions changed"
     )

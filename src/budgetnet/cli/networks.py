@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser
 from budgetnet.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from budgetnet.models import Row
 
 
 def add(commands: Any) -> None:
@@ -42,11 +46,10 @@ def _models(options: Namespace) -> int:
     if options.json:
         print(json.dumps({"budget": options.budget, "models": rows}))
         return 0
-    print(f"{'network':<20} {'parameters':>12} {'multiply-adds':>15}  fits {options.budget:,}")
+    print(f"{'network':<20}  {'parameters':>11}  {'M mult-adds':>11}  fits {options.budget:,}")
     for row in rows:
-        print(
-            f"{row['name']:<20} {row['parameters']:>12,} {row['multiply_adds']:>15,}  {'yes' if row['fits'] else 'no'}"
-        )
+        cost = f"{row['parameters']:>11,}  {row['multiply_adds'] / 1e6:>11,.1f}"
+        print(f"{row['name']:<20}  {cost}  {'yes' if row['fits'] else 'no'}")
     return 0
 
 
@@ -55,6 +58,8 @@ def _inspect(options: Namespace) -> int:
     from budgetnet import data, models, pictures, registry
     from budgetnet.cli.model import load_model
     from budgetnet.config import ModelConfig
+    from budgetnet.markup import visible
+    from budgetnet.terminal import columns, wrapped
 
     provenance: dict[str, Any] = {}
     registered = registry.is_registered(options.what)
@@ -87,16 +92,46 @@ def _inspect(options: Namespace) -> int:
         print(json.dumps({"model": title, "layers": layers, "provenance": provenance}))
         return 0
     print(f"{title}, {size}x{size} images")
-    widest = max(len(row.name) for row in rows)
-    print(f"{'layer':<{widest}}  {'output':>14}  {'parameters':>11}  {'multiply-adds':>13}  kind")
-    for row in rows:
-        shape = "x".join(map(str, row.output_shape))
-        print(f"{row.name:<{widest}}  {shape:>14}  {row.parameters:>11,}  {row.multiply_adds:>13,}  {row.kind}")
-    parameters, macs = sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
-    print(f"{'total':<{widest}}  {'':>14}  {parameters:>11,}  {macs:>13,}")
+    for line in _table(rows, columns()):
+        print(line)
     for key, value in provenance.items():
         if key != "config":
-            print(f"{key}: {value}")
+            print("\n".join(wrapped(f"{visible(key)}: {_said(value)}", columns(), 2, chop=True)))
     if options.picture:
         print(f"drawn to {options.picture}")
     return 0
+
+
+def _table(rows: Sequence[Row], width: int) -> Iterator[str]:
+    """The layers and their sum in columns, of which the last goes on in further lines."""
+    from budgetnet.terminal import wrapped
+
+    heads = ("layer", "output", "parameters", "mult-adds")
+    cells = [
+        (row.name, "x".join(map(str, row.output_shape)), f"{row.parameters:,}", f"{row.multiply_adds:,}")
+        for row in rows
+    ]
+    total = f"{sum(row.parameters for row in rows):,}", f"{sum(row.multiply_adds for row in rows):,}"
+    widths = [max(map(len, column)) for column in zip(heads, ("total", "", *total), *cells, strict=True)]
+
+    def line(name: str, *numbers: str) -> str:
+        return "  ".join([f"{name:<{widths[0]}}", *map(str.rjust, numbers, widths[1:])])
+
+    yield f"{line(*heads)}  kind"
+    before = sum(widths) + 2 * len(widths)
+    for row, texts in zip(rows, cells, strict=True):
+        first, *rest = wrapped(row.kind, max(24, width - before))
+        yield f"{line(*texts)}  {first}"
+        yield from (" " * before + further for further in rest)
+    yield line("total", "", *total)
+
+
+def _said(value: Any) -> str:
+    """A value of a file's metadata as text."""
+    from budgetnet.markup import visible
+
+    if isinstance(value, Mapping):
+        return ", ".join(f"{visible(str(key))} {_said(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_said, value))
+    return visible(f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +125,9 @@ def _predict(options: Namespace) -> int:
     if options.json:
         print(json.dumps(result))
         return 0
-    names = images.names or tuple(map(str, ids))
-    for name, row in zip(names, result.get("predictions", []), strict=False):
-        print(f"{name}  {row['class']}  {row['probability']:.1%}")
+    if "predictions" in result:
+        for line in _table(result["predictions"]):
+            print(line)
     for key in ("output", "probabilities"):
         if key in result:
             print(f"{result[key]}: {len(ids):,} rows")
@@ -138,6 +139,26 @@ def _predict(options: Namespace) -> int:
     if options.precision == "int8":
         print(int8_line(cost))
     return 0
+
+
+def _table(predictions: list[dict[str, Any]]) -> Iterator[str]:
+    """A line an image: its file or ID, class and probability, in columns."""
+    from budgetnet.markup import visible
+    from budgetnet.terminal import cell_len, columns, fitted
+
+    classes = [visible(row["class"]) for row in predictions]
+    if "file" in predictions[0]:
+        names = [visible(row["file"]) for row in predictions]
+    else:
+        digits = max(len(str(row["ID"])) for row in predictions)
+        names = [f"{row['ID']:>{digits}}" for row in predictions]
+    shares = [f"{row['probability']:.1%}" for row in predictions]
+    share_width = max(map(len, shares))
+    room = columns() - share_width - 4
+    class_width = min(max(map(cell_len, classes)), room // 2)
+    name_width = min(max(map(cell_len, names)), room - class_width)
+    for name, label, share in zip(names, classes, shares, strict=True):
+        yield f"{fitted(name, name_width)}  {fitted(label, class_width)}  {share:>{share_width}}"
 
 
 def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset | None:
