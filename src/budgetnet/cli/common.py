@@ -20,6 +20,7 @@ EXAMPLES = {
     "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
     "serve": "budgetnet serve runs/first --data ~/cifar",
+    "ui": "budgetnet ui --store runs/mlflow.db --port 5001",
     "report": "budgetnet report runs/first --data ~/cifar",
     "compare": "budgetnet compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --output compare.html",
     "track": "budgetnet track runs/first",
