@@ -30,10 +30,11 @@ import torch
 from faults import Fault, write
 from mlflow_server import Gate, serving, stored
 
-from budgetnet import checkpoint, progress, store, tracking, train
+from budgetnet import checkpoint, progress, store, tracking, train, words
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.errors import BudgetnetError
-from budgetnet.metrics import read_metrics
+from budgetnet.metrics import read_epochs
+from budgetnet.runs import read
 
 KINDS = {
     "shut": "the MLflow server dies",
@@ -57,7 +58,7 @@ TINY = Config(
     optimizer=OptimizerConfig(lr=0.05),
     checkpoint_minutes=None,
 )
-FILES = {"config.yaml", "metrics.csv", "summary.json", "best.safetensors"}
+FILES = {"config.yaml", "metrics.csv", "system.csv", "summary.json", "best.safetensors"}
 WAITED = 0.5  # seconds: half of what the server is given to answer in
 
 
@@ -101,16 +102,18 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
 
 def incomplete(found: dict[str, Any], run: Path) -> list[str]:
     """What MLflow does not have, or has more than once, of a finished run."""
-    rows = read_metrics(run / "metrics.csv")
+    rows = read_epochs(run)
     expected = {name: [(int(row["epoch"]), row[name]) for row in rows] for name in rows[0] if name != "epoch"}
     final = json.loads((run / "summary.json").read_text())["final"]
-    expected |= {f"final.{name}": [(len(rows), float(value))] for name, value in final.items()}
+    expected |= {f"final/{name}": [(len(rows), float(value))] for name, value in final.items()}
     wrong = [name for name, points in expected.items() if found["points"].get(name) != points]
     wrong += [f"unexpected {name}" for name in found["points"] if name not in expected]
     wrong += [] if found["status"] == "FINISHED" else [f"status {found['status']}"]
     wrong += [] if set(found["files"]) == FILES else [f"files {sorted(found['files'])}"]
     wrong += [] if [status for _, status in found["models"]] == ["READY"] else [f"models {found['models']}"]
     wrong += [] if found["params"].get("optimizer.lr") == "0.05" and len(found["params"]) > 50 else ["parameters"]
+    wrong += [] if [each[0] for each in found["inputs"]] == ["test", "training", "validation"] else ["data sets"]
+    wrong += [] if found["note"] == words.note(read(run)) else ["description"]
     return wrong + ([] if "data_checksum" in found["tags"] else ["tags"])
 
 

@@ -27,12 +27,14 @@ from typing import Any
 import faults
 import torch
 
-from budgetnet import checkpoint
+from budgetnet import checkpoint, words
+from budgetnet.runs import read
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = [str(ROOT / "recipes" / "smoke.yaml"), "--val-size", "1000", "--checkpoint-steps", "5", "--threads", "1"]
 HIDDEN = ".artifact.uploading."  # MLflow's own name for a file that it has not finished copying
-CLOCKS = ("seconds", "images_per_second", "final.minutes")
+CLOCKS = ("seconds", "images_per_second", "minutes")
+COMMITS = ("git_commit", "mlflow.source.git.commit")
 LONGEST = 300  # seconds that a process may take
 HELD = "weights, metrics.csv, all other files and the MLflow run equal those of an undisturbed run, each epoch once"
 NAMES = {
@@ -115,6 +117,8 @@ def differences(chain: Chain, whole: Path) -> list[str]:
         checkpoint.load_state(chain.run / "previous.ckpt")  # of whatever step was saved before; but it is whole
     if rows(chain.run) != rows(whole / "run"):
         found.append(f"metrics.csv: {rows(chain.run)}")
+    if used(chain.run) != used(whole / "run"):
+        found.append(f"system.csv: {used(chain.run)}")
     if summary(chain.run) != summary(whole / "run"):
         found.append(f"summary.json: {summary(chain.run)}")
     if chain.track and (copy := mlflow_copy(chain.folder)) != (other := mlflow_copy(whole)):
@@ -154,11 +158,22 @@ def rows(run: Path) -> list[dict[str, str]]:
     ]
 
 
+def used(run: Path) -> list[list[str]]:
+    """system.csv without what was used, which depends on the machine's day: its columns, and the epochs."""
+    header, *lines = (run / "system.csv").read_text().splitlines()
+    return [header.split(","), [line.split(",")[0] for line in lines]]
+
+
 def summary(run: Path) -> dict[str, Any]:
     """summary.json without the clock, and the commit, which may have moved on."""
     found: dict[str, Any] = json.loads((run / "summary.json").read_text())
     del found["final"]["minutes"], found["tags"]["git_commit"]
     return found
+
+
+def is_clock(metric: str) -> bool:
+    """Whether a metric of MLflow's says what a clock does, or what the machine was about."""
+    return metric.removeprefix("final/") in CLOCKS or metric.startswith("system/")
 
 
 def mlflow_copy(folder: Path) -> dict[str, Any]:
@@ -170,13 +185,23 @@ def mlflow_copy(folder: Path) -> dict[str, Any]:
         tags = database.execute("select key, value from tags order by key").fetchall()
         models = database.execute("select model_id, status, lifecycle_stage from logged_models").fetchall()
         outputs = database.execute("select destination_id from inputs").fetchall()
+        inputs = database.execute(
+            "select input_tags.value, name, digest, dataset_source_type, dataset_source, dataset_schema, "
+            "dataset_profile from inputs join datasets on source_id = dataset_uuid "
+            "left join input_tags on input_tags.input_uuid = inputs.input_uuid "
+            "where inputs.source_type = 'DATASET' order by 1, 2, 3"
+        ).fetchall()
     kept = [model for model, status, stage in models if stage == "active"]
+    said = dict(tags)
     artifacts = folder / "mlruns" / runs[0][0] / "artifacts" if runs else folder
     return {
         "runs": [run[1:] for run in runs],
-        "metrics": [metric for metric in metrics if metric[0] not in CLOCKS],
+        "metrics": [metric for metric in metrics if not is_clock(metric[0])],
+        "system": [metric[:2] for metric in metrics if metric[0].startswith("system/")],
         "params": params,
-        "tags": [tag for tag in tags if tag[0] not in ("budgetnet.run", "git_commit")],
+        "tags": [tag for tag in tags if tag[0] not in ("budgetnet.run", "mlflow.note.content", *COMMITS)],
+        "description is the run's": said.get("mlflow.note.content") == words.note(read(folder / "run")),
+        "inputs": inputs,
         "models": [status for _, status, stage in models if stage == "active"],
         "outputs": Counter(output in kept for (output,) in outputs)[True],
         # As MLflow lists them: a kill can leave its half-written copy of a file, which it hides and never reads.

@@ -232,6 +232,12 @@ def stored(uri: str, run: Path) -> dict[str, Any]:
             "points": points,
             "files": {file.path: file.file_size for file in client.list_artifacts(found.info.run_id)},
             "models": [(model.model_id, str(model.status)) for model in models],
+            "inputs": sorted(
+                (next(tag.value for tag in one.tags), one.dataset.name, one.dataset.digest)
+                for one in found.inputs.dataset_inputs
+            ),
+            "note": found.data.tags.get("mlflow.note.content"),
+            "seconds": (found.info.end_time - found.info.start_time) / 1000 if found.info.end_time else None,
             "outputs": [output.model_id for output in found.outputs.model_outputs],
             "key": record["key"],
         }

@@ -273,7 +273,8 @@ def test_the_runs_of_an_mlflow_experiment_are_compared_like_their_folders(study,
     for result in (found, expected):
         for group in result["groups"]:
             for entry in group["entries"]:
-                del entry["folder"]
+                folder = entry.pop("folder")
+                assert folder == (entry["name"] if result is found else str(tmp_path / entry["name"]))
     assert found == expected
     assert main(["compare", "--experiment", "nobody"]) == 1
     assert "has no experiment 'nobody': it has Default, budgetnet" in capsys.readouterr().err

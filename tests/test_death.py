@@ -42,10 +42,14 @@ def test_a_training_killed_again_and_again_ends_as_one_that_nobody_disturbed(tmp
     copy = death.mlflow_copy(chain.folder)
     assert copy["runs"] == [("run", "FINISHED", "active")]
     assert (len(copy["models"]), copy["outputs"]) == (1, 1)
-    sent = [metric for metric in copy["metrics"] if not metric[0].startswith("final.")]
+    assert copy["description is the run's"]
+    assert [each[0] for each in copy["inputs"]] == ["test", "training", "validation"]
+    sent = [metric for metric in copy["metrics"] if not metric[0].startswith("final/")]
     rows = read_metrics(chain.run / "metrics.csv")
     names = rows[0].keys() - {"epoch", *death.CLOCKS}
     assert sent == sorted((name, int(row["epoch"]), row[name]) for row in rows for name in names)
+    columns, epochs = death.used(chain.run)
+    assert copy["system"] == sorted((f"system/{name}", int(epoch)) for name in columns[1:] for epoch in epochs)
     chain.track = False
     assert death.differences(chain, tmp_path / "whole") == []
     assert chain.kills == ["half", "sql"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetnet.errors import DataError, TrainingError
-from budgetnet.metrics import Metrics, read_metrics
+from budgetnet.metrics import Metrics, read_epochs, read_metrics
 
 
 def test_metrics_read_back_bit_for_bit(tmp_path):
@@ -96,3 +96,20 @@ def test_a_line_damaged_before_the_end_is_named(tmp_path, line):
 def test_metrics_that_cannot_be_written_are_the_users_error(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         Metrics(tmp_path / "missing" / "metrics.csv").append({"epoch": 1})
+
+
+def test_the_epochs_of_a_run_have_what_both_files_say_of_them(tmp_path):
+    learnt, used = Metrics(tmp_path / "metrics.csv"), Metrics(tmp_path / "system.csv")
+    for epoch in (1, 2, 3):
+        learnt.append({"epoch": epoch, "loss": 1 / epoch})
+    assert read_epochs(tmp_path) == read_metrics(tmp_path / "metrics.csv"), "of a run that is older than system.csv"
+    for epoch in (2, 3, 4):  # the last is of an epoch that was killed before the row of its checkpoint
+        used.append({"epoch": epoch, "memory": 10.0 * epoch})
+    assert read_epochs(tmp_path) == [
+        {"epoch": 1, "loss": 1.0},
+        {"epoch": 2, "loss": 0.5, "system/memory": 20.0},
+        {"epoch": 3, "loss": 1 / 3, "system/memory": 30.0},
+    ]
+    (tmp_path / "system.csv").write_text("epoch,memory\n1\n2,3\n")
+    with pytest.raises(DataError, match=r"system.csv: line 2 is damaged"):
+        read_epochs(tmp_path)

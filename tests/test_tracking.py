@@ -22,7 +22,7 @@ import yaml
 from mlflow_server import Gate, Server, serving, stored
 from torch import nn
 
-from budgetnet import checkpoint, cli, store, tracking
+from budgetnet import checkpoint, cli, lineage, runs, store, tracking, words
 from budgetnet import config as configuration
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.metrics import Metrics, read_metrics
@@ -31,6 +31,8 @@ from budgetnet.train import train as train_alone
 
 SMOKE = str(Path(__file__).parent.parent / "recipes" / "smoke.yaml")
 PARAMS = {
+    "dataset": "digits",
+    "val_size": 200,
     "epochs": 3,
     "budget": None,
     "experiment": "digits",
@@ -38,6 +40,8 @@ PARAMS = {
     "model": {"stages": [{"width": 8}, {"width": 16}]},
 }
 FLAT = {
+    "dataset": "digits",
+    "val_size": "200",
     "epochs": "3",
     "budget": "null",
     "experiment": "digits",
@@ -47,7 +51,7 @@ FLAT = {
     "model.stages.0.width": "8",
     "model.stages.1.width": "16",
 }
-TAGS = {"git_commit": "0123abc", "data_checksum": "c58f", "parameters": "1234"}
+TAGS = {"git_commit": "0123abc", "data_checksum": "c58f", "parameters": "1234", "train_images": "1238"}
 FINAL = {"test_accuracy": 0.75}
 
 
@@ -116,10 +120,13 @@ def assert_complete(uri, run, epochs=(1, 2, 3)):
     assert found["points"] == {
         "train_loss": [(epoch, 1 / epoch) for epoch in epochs],
         "val_accuracy": [(epoch, epoch / 10) for epoch in epochs],
-        "final.test_accuracy": [(epochs[-1], 0.75)],
+        "final/test_accuracy": [(epochs[-1], 0.75)],
     }
     names = ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")
     assert found["files"] == {name: (run / name).stat().st_size for name in names}
+    assert found["note"] == words.note(runs.read(run))
+    assert found["inputs"] == sorted((each.context, each.name, each.digest) for each in lineage.inputs(FLAT, TAGS))
+    assert len(found["inputs"]) == 3
     assert [status for _, status in found["models"]] == ["READY"]
     assert found["outputs"] == [found["models"][0][0]]
     return found
@@ -383,7 +390,7 @@ def test_a_run_that_the_server_makes_late_is_deleted_when_the_record_is_complete
     train(run, Tracker(run, experiment="digits", warn=no_warning), [1, 2, 3])
     found, record = stored(uri, run), store.Record.load(run)
     with store.silence():
-        client = store._import_mlflow()(uri)
+        client = store.import_mlflow()(uri)
         experiment = client.get_experiment_by_name("digits").experiment_id
         tags = {"budgetnet.run": record.key}
         client.create_run(experiment, start_time=0, tags=tags)  # asked for before all others
@@ -401,6 +408,23 @@ def test_two_that_send_the_same_epochs_at_once_leave_each_point_once(server, run
         for one in both:
             one.rows([row(1), {**row(2), "seconds": 1.5}])
     assert stored(uri, run)["points"]["train_loss"] == [(1, 1.0), (2, 0.5)]
+
+
+def test_what_a_run_took_of_its_machine_and_how_long_it_took_are_sent_with_its_epochs(server, run, monkeypatch):
+    uri = f"http://127.0.0.1:{server}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    train(run, Tracker(run, experiment="digits", warn=no_warning, enabled=False), [])
+    for epoch in (1, 2):
+        Metrics(run / "metrics.csv").append({**row(epoch), "seconds": 1.5 * epoch})
+        Metrics(run / "system.csv").append({"epoch": epoch, "process_memory_usage_megabytes": 10.0 * epoch})
+    (run / "pictures").mkdir()
+    (run / "pictures" / "network.png").write_bytes(b"a picture")
+    for _ in range(2):
+        send(run, load_network=load_network, warn=no_warning)
+        found = stored(uri, run)
+        assert found["points"]["system/process_memory_usage_megabytes"] == [(1, 10.0), (2, 20.0)]
+        assert found["seconds"] == 3.0
+        assert {"pictures", "system.csv"} <= found["files"].keys()
 
 
 def test_a_run_trained_without_tracking_can_be_sent(server, run, monkeypatch):

@@ -34,6 +34,8 @@ class Entry:
     """A run in a comparison; what it has not, is None."""
 
     run: Run
+    place: str
+    """The run's folder; the name of a run that was fetched, whose folder is soon gone."""
     seed: int
     val_accuracy: float | None
     """Of the chosen weights; None of a run that has not ended, as one that goes on is no result."""
@@ -46,9 +48,9 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        said = {key: value for key, value in vars(self).items() if key != "run"}
+        said = {key: value for key, value in vars(self).items() if key not in ("run", "place")}
         epochs = int(self.run.rows[-1]["epoch"]) if self.run.rows else 0
-        folder = {"name": self.run.name, "folder": str(self.run.folder), "finished": self.run.finished}
+        folder = {"name": self.run.name, "folder": self.place, "finished": self.run.finished}
         return folder | {"epochs": epochs} | said
 
 
@@ -112,8 +114,12 @@ class _Draft:
         return self.recipe == other.recipe and len(known) < 2
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
+def compare(folders: Sequence[Path], *, fetched: bool = False) -> Comparison:
     """Read some runs, group them by recipe in the order in which they are given, and compare the groups.
+
+    Args:
+        folders: of the runs.
+        fetched: they are copies (`store.fetch`): the runs are shown by their names.
 
     Raises:
         ConfigError: fewer than two runs, or one twice.
@@ -134,7 +140,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
         if same is None:
             drafts.append(same := draft)
         same.checksum = same.checksum or draft.checksum
-        same.entries.append(_entry(run))
+        same.entries.append(_entry(run, run.name if fetched else str(folder)))
     names = sorted({name for draft in drafts for name in draft.recipe})
     differ = [name for name in names if len({draft.recipe.get(name) for draft in drafts}) > 1]
     others = len({draft.checksum for draft in drafts}) > 1
@@ -171,10 +177,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(beaten(point, other) for other in points) for point in points]
 
 
-def _entry(run: Run) -> Entry:
+def _entry(run: Run, place: str) -> Entry:
     validated = [row["val_accuracy"] for row in run.rows if row["epoch"] == run.chosen_epoch and "val_accuracy" in row]
     return Entry(
         run=run,
+        place=place,
         seed=run.option("seed", int) or 0,
         val_accuracy=validated[0] if run.finished and validated else None,
         test_accuracy=run.test.accuracy if run.test is not None else None,

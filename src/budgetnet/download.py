@@ -37,6 +37,8 @@ _ARCHIVES = {
         "cifar-100-python",
     ),
 }
+URLS = {name: url for name, (url, _, _) in _ARCHIVES.items()}
+"""Where the archives are."""
 
 _MOST = 2**29  # bytes that an archive may unpack to; the official ones have 190 million
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)

@@ -20,13 +20,7 @@ from budgetnet.evaluate import Scores
 from budgetnet.gallery import Judged
 from budgetnet.runs import Run
 from budgetnet.train import PRECISIONS
-
-VIEWS = {
-    "none": "each as it is",
-    "flip": "each averaged with its mirror image",
-    "flip-shift": "each averaged over 6 views (flip-shift)",
-    "crops": "each averaged over 18 views (crops)",
-}
+from budgetnet.words import VIEWS
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""metrics.csv, a row an epoch: a crash tears its last line at most, and a torn line is never read."""
+"""metrics.csv and system.csv, a row an epoch: a crash tears the last line at most, and a torn line is never read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pathlib import Path
 from budgetnet.errors import DataError, TrainingError
 from budgetnet.files import append, atomic_write, remove
 
+METRICS, SYSTEM = "metrics.csv", "system.csv"
+"""What a run's folder says of each epoch: what was learnt, and what it took of the machine (`usage`)."""
+
 
 class Metrics:
-    """The file metrics.csv of a run: a header from the first row's keys, then a row an epoch.
+    """The file metrics.csv or system.csv of a run: a header from the first row's keys, then a row an epoch.
 
     A row is on the disk when `append` returns. A last line that a crash has torn is never read and is removed before
     the next row is written.
@@ -93,6 +96,21 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     columns, rows, _ = _parse_metrics(path)
     return [dict(zip(columns, map(float, row), strict=True)) for row in rows]
+
+
+def of_system(row: Mapping[str, float]) -> dict[str, float]:
+    """A row of system.csv by MLflow's names, `system/NAME`, which its page shows apart; without the epoch."""
+    return {f"system/{name}": value for name, value in row.items() if name != "epoch"}
+
+
+def read_epochs(run: Path) -> list[dict[str, float]]:
+    """All that a run's folder says of its epochs: rows of metrics.csv, joined by those of system.csv (`of_system`).
+
+    Raises:
+        DataError: a file is damaged, or cannot be read.
+    """
+    used = {row.get("epoch"): of_system(row) for row in read_metrics(run / SYSTEM)}
+    return [row | used.get(row.get("epoch"), {}) for row in read_metrics(run / METRICS)]
 
 
 def _number(value: float | int) -> str:

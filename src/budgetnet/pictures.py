@@ -1,17 +1,19 @@
-"""Pictures of networks and of scores under corruption, as files (matplotlib)."""
+"""Pictures of networks, of scores under corruption, of confusions and of images, as files (matplotlib)."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.files import replacing
+from budgetnet.markup import shortened
 from budgetnet.models import Row, summarize
 from budgetnet.robustness import ShiftScores
 from budgetnet.shift import COMMON, EXTRA
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 # Sizes in points, which is what text comes in: a box is as wide as its longest line needs.
 _FONT, _LINE, _GAP, _PAD = 9.0, 13.0, 16.0, 8.0
 _CHARACTER = 0.56 * _FONT  # DejaVu Sans, on average, rounded up
+_CLASSES = 20  # whose names and counts there is room for
 _COLOURS = {"stem": "#dfe7ef", "stage": "#f3f5f7", "block": "#cfe3f7", "shortcut": "#f9e2c0", "head": "#dcefdc"}
 
 
@@ -172,6 +175,89 @@ def draw_shift(scores: ShiftScores, path: Path, title: str) -> None:
         if mean
     ]
     axes.text(_GAP, y + _LINE, ", ".join(means), fontsize=_FONT, va="center")
+    _save(figure, path)
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str) -> None:
+    """Draw how many images of each class were taken for each; shades are shares of the class.
+
+    Args:
+        counts: by true class, then by predicted class.
+        classes: their names; of more than 20, neither names nor numbers are written.
+        path: where to write, ending in .svg or .png; written over.
+        title: heading of the picture.
+
+    Raises:
+        ConfigError: `path` ends in something else.
+        BudgetnetError: matplotlib is not installed, or `path` cannot be written.
+    """
+    require_picture(path)
+    written = len(classes) <= _CLASSES
+    most = max(1, *(count for row in counts for count in row))
+    side = max(26.0, len(f"{most:,}") * _CHARACTER + 10) if written else 400.0 / len(classes)
+    names = [shortened(name, 20) for name in classes] if written else []
+    margin = max(40.0, *(len(name) * _CHARACTER + 14 for name in names)) if names else 24.0
+    left, top = _GAP + margin, 3.4 * _LINE + margin
+    width = max(left + len(classes) * side + _GAP, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
+    figure = _figure(width, top + len(classes) * side + _GAP)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(top + len(classes) * side + _GAP, 0))
+    axes.axis("off")
+    axes.text(_GAP, _GAP, title, fontsize=12, fontweight="bold", va="center", parse_math=False)
+    axes.text(_GAP, _GAP + 1.5 * _LINE, "rows: what it is; columns: taken for", fontsize=_FONT, color="#444444")
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    extent = (left, left + len(classes) * side, top + len(classes) * side, top)
+    # Square roots, so that the few mistakes of a good network are seen beside its hits.
+    axes.imshow(
+        [[share**0.5 for share in row] for row in shares], "Blues", aspect="auto", vmin=0, vmax=1, extent=extent
+    )
+    axes.set(xlim=(0, width), ylim=(top + len(classes) * side + _GAP, 0))
+    label: dict[str, Any] = {"fontsize": _FONT, "parse_math": False}
+    for i, name in enumerate(names):
+        middle = (i + 0.5) * side
+        axes.text(left - 6, top + middle, name, ha="right", va="center", **label)
+        axes.text(left + middle, top - 6, name, ha="center", va="bottom", rotation=90, **label)
+        for j, count in enumerate(counts[i]):
+            if count:
+                colour = "white" if shares[i][j] > 0.3 else "black"
+                axes.text(
+                    left + (j + 0.5) * side, top + middle, f"{count:,}", ha="center", va="center", color=colour, **label
+                )
+    _save(figure, path)
+
+
+def draw_grid(images: Tensor, captions: Sequence[tuple[str, str]], path: Path, title: str) -> None:
+    """Draw images, eight in a row, each with two lines below.
+
+    Args:
+        images: uint8 (n, 3, h, w).
+        captions: the lines, n of them.
+        path: where to write, ending in .svg or .png; written over.
+        title: heading of the picture.
+
+    Raises:
+        ConfigError: `path` ends in something else.
+        BudgetnetError: matplotlib is not installed, or `path` cannot be written.
+    """
+    require_picture(path)
+    side, across = 84.0, min(8, len(images))
+    high, top = side + 2 * _LINE + 10, 2.4 * _LINE + 6
+    width = max(across * (side + 8) + 2 * _GAP, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
+    height = top + -(-len(images) // across) * high + _PAD
+    figure = _figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.text(_GAP, _GAP, title, fontsize=12, fontweight="bold", va="center", parse_math=False)
+    most = int(side / _CHARACTER)
+    for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
+        x, y = _GAP + i % across * (side + 8), top + i // across * high
+        pixels = image.permute(1, 2, 0).numpy()
+        axes.imshow(pixels, extent=(x, x + side, y + side, y), interpolation="nearest", aspect="auto")
+        for j, text in enumerate(lines):
+            weight = "normal" if j else "bold"
+            at = (x, y + side + (j + 0.6) * _LINE)
+            axes.text(*at, shortened(text, most), fontsize=_FONT, fontweight=weight, va="center", parse_math=False)
+    axes.set(xlim=(0, width), ylim=(height, 0))
     _save(figure, path)
 
 

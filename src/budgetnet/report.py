@@ -14,10 +14,11 @@ from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import DataError
 from budgetnet.evaluate import Scores
-from budgetnet.evidence import VIEWS, Evidence
+from budgetnet.evidence import Evidence
 from budgetnet.markup import Html, brief_percent, join, percent, shortened, tag
 from budgetnet.progress import duration
 from budgetnet.runs import Run
+from budgetnet.words import VIEWS, chosen, same_machine, untested, validation, where
 
 NAME = "report.html"
 SHIFT = "shift.json"
@@ -90,7 +91,7 @@ def _verdict(evidence: Evidence) -> Html:
             low, high = plain.accuracy_interval
             parts.append(page.soft(f"Each as it is: {percent(plain.accuracy)} ({percent(low)} to {percent(high)})."))
     else:
-        validated = _validation(run)
+        validated = validation(run)
         if validated is not None:
             accuracy, n = validated
             low, high = evaluate.wilson(round(accuracy * n), n)
@@ -102,26 +103,10 @@ def _verdict(evidence: Evidence) -> Html:
                     " The weights were chosen by these images, so other images do rather worse.",
                 )
             )
-        parts.append(tag("p", tag("b", _untested(run))))
+        parts.append(tag("p", tag("b", untested(run))))
     parts.append(page.facts(_cards(evidence)))
     parts.append(tag("p", _sentence(evidence)))
     return join(parts)
-
-
-def _untested(run: Run) -> str:
-    if not run.finished:
-        done, of = len(run.rows), run.option("epochs", int)
-        return f"This run has not ended: {done} of {of} epochs are done. It has no test score."
-    if run.find("trained_on_test", bool) or run.option("train_on_test", bool):
-        return "The test images were trained on too, so this run has no test score."
-    return "This run was not tested."
-
-
-def _validation(run: Run) -> tuple[float, int] | None:
-    """The validation accuracy of the chosen weights, and of how many images."""
-    n, epoch = run.option("val_size", int), run.chosen_epoch
-    found = [row["val_accuracy"] for row in run.rows if row["epoch"] == epoch and "val_accuracy" in row]
-    return (found[0], n) if found and n else None
 
 
 def _cards(evidence: Evidence) -> list[tuple[str, object, object]]:
@@ -145,12 +130,7 @@ def _cards(evidence: Evidence) -> list[tuple[str, object, object]]:
     minutes = run.find("final.minutes", float)
     seconds = minutes * 60 if minutes is not None else run.rows[-1].get("seconds") if run.rows else None
     if seconds is not None:
-        hardware = run.find("hardware", dict) or {}
-        where = str(hardware.get("gpu") or hardware.get("cpu") or run.find("tags.device", str) or "")
-        threads = (
-            f", {hardware['threads']} threads" if hardware.get("device") == "cpu" and "threads" in hardware else ""
-        )
-        cards.append(("Training time", duration(seconds), where + threads))
+        cards.append(("Training time", duration(seconds), where(run)))
     name = run.option("dataset", str) or "unknown"
     if isinstance(dataset, Dataset):
         remark = (
@@ -159,20 +139,8 @@ def _cards(evidence: Evidence) -> list[tuple[str, object, object]]:
         cards.append(("Data", name, remark))
     else:
         cards.append(("Data", name, f"{run.option('val_size', int) or 0:,} training images held out to choose by"))
-    cards.append(("Weights", *_chosen(run)))
+    cards.append(("Weights", *chosen(run)))
     return cards
-
-
-def _chosen(run: Run) -> tuple[str, str]:
-    epoch, epochs = run.chosen_epoch, run.find("final.epochs", float) or run.option("epochs", int)
-    if epoch is None:
-        return "none chosen yet", "no epoch has been validated"
-    how = run.find("chosen_by", str) or ("validation accuracy so far" if not run.finished else "unknown")
-    validated = _validation(run)
-    averaged = "average over the run, " if run.find("weights", str) == "average" else ""
-    accuracy = f" ({percent(validated[0])})" if validated and "validation" in how else ""
-    by = "the last ones: nothing was held out to choose by" if how == "last epoch" else f"chosen by {how}{accuracy}"
-    return f"epoch {epoch} of {epochs:.0f}", averaged + by
 
 
 def _trained_images(run: Run, dataset: Dataset) -> int:
@@ -460,21 +428,16 @@ def _origin(run: Run, data: Path | None) -> _Section:
     said: dict[str, object] = {}
     for group in ("tags", "versions", "hardware"):
         said |= {str(key).replace("_", " "): value for key, value in (run.find(group, dict) or {}).items()}
-    folder, where = str(run.folder), ["--data", str(data)] if data else []
-    threads, device = run.find("hardware.threads", int), run.find("hardware.device", str)
-    on = [
-        *(["--device", device] if device else []),
-        *(["--threads", str(threads)] if threads and device == "cpu" else []),
-    ]
-    again = ["budgetnet", "train", f"{folder}/config.yaml", *where, *on, "--output", f"{folder}-again"]
-    further = ["budgetnet", "train", "--resume", "--output", folder, *where, *on]
+    folder, at, on = str(run.folder), ["--data", str(data)] if data else [], same_machine(run)
+    again = ["budgetnet", "train", f"{folder}/config.yaml", *at, *on, "--output", f"{folder}-again"]
+    further = ["budgetnet", "train", "--resume", "--output", folder, *at, *on]
     epochs = run.option("epochs", int) or 0
     commands: list[tuple[str, list[str]]] = [("Train it again", again)]
     if run.finished:
         commands.append(("Train it for longer", [*further, "--epochs", str(2 * epochs)]))
     else:
         commands.append(("Go on where it stopped", further))
-    commands.append(("Score it again", ["budgetnet", "evaluate", folder, *where]))
+    commands.append(("Score it again", ["budgetnet", "evaluate", folder, *at]))
     commands.append(("Classify images", ["budgetnet", "predict", folder, "IMAGES"]))
     commit = run.find("tags.git_commit", str)
     source = f" of commit {commit}" if commit and commit != "unknown" else ""

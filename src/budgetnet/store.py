@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import getpass
 import hashlib
 import json
 import logging
@@ -34,8 +35,9 @@ from torch import nn
 from budgetnet.checkpoint import digest
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.files import atomic_write, flush
+from budgetnet.lineage import Input
 from budgetnet.masking import mask, masked
-from budgetnet.metrics import read_metrics
+from budgetnet.metrics import read_epochs
 from budgetnet.runs import read_mapping
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
@@ -53,6 +55,11 @@ THREADS = "budgetnet-mlflow"  # how the names of the threads begin in which MLfl
 
 _RUN_TAG = "budgetnet.run"
 _WEIGHTS_TAG = "budgetnet.weights"
+_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",  # or the page guesses, and shows what chat bots are made with
+    "mlflow.note.content": "Image classifiers within a budget of parameters, trained by budgetnet. Each run's "
+    "description says how good it is, how its weights were chosen, and what its metrics mean.",
+}
 _BATCH = 100  # MLflow's limit of parameters and of tags in a call; that of metrics is 1000
 
 
@@ -123,16 +130,27 @@ class Copy:
         self._status = str(found.info.status)
         self._params = dict(found.data.params)
         self._tags = dict(found.data.tags)
+        self._inputs = {
+            (entry.dataset.name, entry.dataset.digest)
+            for entry in (found.inputs.dataset_inputs if found.inputs else ())
+        }
         self._points = {
             (name, point.step) for name in found.data.metrics for point in client.get_metric_history(run_id, name)
         }
 
-    def begin(self, params: Mapping[str, str], tags: Mapping[str, str], rows: Sequence[Mapping[str, float]]) -> None:
+    def begin(
+        self,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        inputs: Sequence[Input],
+        rows: Sequence[Mapping[str, float]],
+    ) -> None:
         """Say that the run is running, and catch up with its folder."""
         if self._status != "RUNNING":
             self._client.update_run(self.run_id, status="RUNNING")
             self._status = "RUNNING"
         self.describe(params, tags, changes=True)
+        self.inputs(inputs)
         self.rows(rows)
 
     def drop_others(self) -> None:
@@ -162,8 +180,24 @@ class Copy:
         self._params |= {param.key: param.value for param in new_params}
         self._tags |= {tag.key: tag.value for tag in new_tags}
 
+    def inputs(self, inputs: Sequence[Input]) -> None:
+        """Send the data that the run was trained, validated and tested on."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        new = [
+            DatasetInput(
+                Dataset(each.name, each.digest, each.source_type, each.source, each.schema, each.profile),
+                [InputTag("mlflow.data.context", each.context)],
+            )
+            for each in inputs
+            if (each.name, each.digest) not in self._inputs
+        ]
+        if new:
+            self._client.log_inputs(self.run_id, datasets=new)
+        self._inputs |= {(each.name, each.digest) for each in inputs}
+
     def rows(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Send rows of metrics.csv, the epoch being the step."""
+        """Send rows of metrics.csv and system.csv, the epoch being the step."""
         self._log(
             [
                 (name, float(value), int(row["epoch"]), row.get("seconds", 0.0))
@@ -181,16 +215,21 @@ class Copy:
         network: nn.Module | None,
         example: np.ndarray[Any, Any] | None,
         final: Mapping[str, float],
+        tags: Mapping[str, str],
         seconds: float,
     ) -> None:
-        """Send what is missing: rows of metrics.csv, final metrics, files, the model, and last how the run ended."""
-        rows = read_metrics(run / "metrics.csv")
+        """Send what is missing: rows, final metrics, tags, files, the model, and last how the run ended, and when.
+
+        When it ended is by its own clock: pauses between its parts are not counted, nor the time since.
+        """
+        rows = read_epochs(run)
         last = max((int(row["epoch"]) for row in rows), default=0)
         clock = max((row.get("seconds", 0.0) for row in rows), default=0.0)
 
         def values_and_files() -> None:
             self.rows(rows)
-            self._log([(f"final.{name}", float(value), last, clock) for name, value in final.items()])
+            self._log([(f"final/{name}", float(value), last, clock) for name, value in final.items()])
+            self.describe({}, tags, changes=False)
             for file in files:
                 self._client.log_artifact(self.run_id, str(file))
 
@@ -199,7 +238,8 @@ class Copy:
             self._model(network, example, last, seconds)
         # Last, so that a run which says FINISHED has everything.
         if self._status != status:
-            within(CALL_SECONDS, lambda: self._client.set_terminated(self.run_id, status))
+            ended = self._begun + round(1000 * clock)
+            within(CALL_SECONDS, lambda: self._client.set_terminated(self.run_id, status, ended))
             self._status = status
 
     def _log(self, points: Sequence[tuple[str, float, int, float]]) -> None:
@@ -298,19 +338,20 @@ def prepare(run: Path, record: Record) -> tuple[str, Record]:
     record = replace(record, tracking_uri=shown)
     record.save(run)
     within(2 * PROBE_SECONDS, lambda: _probe(uri))
-    _import_mlflow()
+    import_mlflow()
     return uri, record
 
 
 def open_copy(run: Path, record: Record, uri: str) -> Copy:
     """Find the run in its store by its key, or create it, and remember its id in RUN/mlflow.json; after `prepare`."""
-    client_class = _import_mlflow()
+    client_class = import_mlflow()
     with _locked(uri):
         _make_database(client_class, uri)
         client = client_class(uri)
         experiment_id = _experiment(client, record.experiment, uri)
         if not (found := _runs(client, experiment_id, record.key)):
-            client.create_run(experiment_id, tags={_RUN_TAG: record.key}, run_name=record.name)
+            tags = {_RUN_TAG: record.key, **_made_by()}
+            client.create_run(experiment_id, start_time=record.begun, tags=tags, run_name=record.name)
             found = _runs(client, experiment_id, record.key)
         run_id = record.run_id if record.run_id in found else found[0]
         opened = Copy(client, experiment_id, run_id, record)
@@ -319,10 +360,32 @@ def open_copy(run: Path, record: Record, uri: str) -> Copy:
     return opened
 
 
+def _made_by() -> dict[str, str]:
+    """What MLflow's table says of where a run is from."""
+    tags = {"mlflow.source.name": "budgetnet train", "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a container may know no name of its user
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
 def _runs(client: Any, experiment_id: str, key: str) -> list[str]:
     """Ids of the MLflow runs of a key, the oldest first."""
     tagged, by_age = f"tags.`{_RUN_TAG}` = '{key}'", ["attributes.start_time ASC"]
     return [found.info.run_id for found in client.search_runs([experiment_id], tagged, order_by=by_age)]
+
+
+def usual() -> str:
+    """The store that a new run goes to, with its secrets: MLFLOW_TRACKING_URI's, else `mlflow.db` in this folder.
+
+    Raises:
+        BudgetnetError: it is the latter, and not there.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
+    if uri == _default_store() and not (Path.cwd() / "mlflow.db").is_file():
+        raise BudgetnetError(
+            "there is no mlflow.db in this folder: go to the one with the runs, or set MLFLOW_TRACKING_URI"
+        )
+    return uri
 
 
 def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
@@ -335,7 +398,8 @@ def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
         folder: where to, new folders in it.
 
     Returns:
-        A folder for each run, the oldest first, as `train` writes them, and how many runs have no record there.
+        A folder for each run, the oldest first, as `train` writes them and called as the run is, and how many runs
+        have no record there.
 
     Raises:
         BudgetnetError: MLflow is not installed, the store cannot be reached, or it has no such experiment.
@@ -353,7 +417,9 @@ def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
             if not {"config.yaml", "metrics.csv"} <= held:
                 without += 1
                 continue
-            target = folder / re.sub(r"\W", "_", run.info.run_id)  # which a server says
+            # A server says what both are; the id keeps apart runs of the same name.
+            run_id, name = (re.sub(r"[^\w.-]", "_", text) for text in (run.info.run_id, run.info.run_name or "run"))
+            target = folder / f"_{run_id}" / (name if name.strip(".") else "run")
             target.mkdir(parents=True)
             for name in ("config.yaml", "metrics.csv", "summary.json"):
                 if name in held:
@@ -383,7 +449,7 @@ def ask(work: Callable[[Any, str], T], run: Path | None = None) -> T:
     try:
         with silence():
             within(2 * PROBE_SECONDS, lambda: _probe(uri))
-            return within(SEND_SECONDS, lambda: work(_import_mlflow()(uri), mask(uri)))
+            return within(SEND_SECONDS, lambda: work(import_mlflow()(uri), mask(uri)))
     except BudgetnetError:
         raise
     except Exception as error:
@@ -433,7 +499,7 @@ def _experiment(client: Any, name: str, uri: str) -> str:
         # Of our own store we say where artifacts lie; of any other its owner has.
         location = (Path.cwd() / "mlruns").as_uri() if uri == _default_store() else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another run may have been first
             if found is None:
@@ -441,7 +507,7 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def _import_mlflow() -> Any:
+def import_mlflow() -> Any:
     """The class MlflowClient, with MLflow told to be quiet, quick to give up, and not to report home.
 
     What the user has set in the environment is left as it is.

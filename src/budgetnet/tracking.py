@@ -20,15 +20,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from budgetnet import runs, store
+from budgetnet import lineage, runs, store, words
 from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.masking import mask
-from budgetnet.metrics import read_metrics
+from budgetnet.metrics import read_epochs
 from budgetnet.store import Copy, Record, Status
 
-RECORD = ("config.yaml", "metrics.csv", "summary.json", "best.safetensors", "report.html")
-"""What of a finished run's folder its copy gets, where it is there."""
+RECORD = (
+    "config.yaml",
+    "metrics.csv",
+    "system.csv",
+    "summary.json",
+    "best.safetensors",
+    "report.html",
+    "pictures",
+)
+"""What of a finished run's folder its copy gets, where it is there; `pictures` is a folder."""
 
 
 class Tracker:
@@ -78,11 +86,12 @@ class Tracker:
                 uri, record = store.prepare(self._run, replace(record, name=name, tags=dict(tags), sent=False))
             store.silence_threads()
             flat = runs.flat(params)
-            rows = read_metrics(self._run / "metrics.csv")
+            rows = read_epochs(self._run)
+            inputs, said = lineage.inputs(flat, tags), {**tags, **_shown(self._run, tags)}
 
             def begin() -> None:
                 self._copy = store.open_copy(self._run, record, uri)
-                self._copy.begin(flat, tags, rows)
+                self._copy.begin(flat, said, inputs, rows)
 
             self._sender = _Sender()
             self._sender.give("starting the run", store.OPEN_SECONDS + store.CALL_SECONDS, begin)
@@ -128,7 +137,7 @@ class Tracker:
             files: what to send as artifacts; files of the same name are replaced.
             network: the model to send, not compiled, on any device, left unchanged; None sends none.
             example: (n, c, h, w), float32, normalised, n >= 2; given with `network`.
-            summary: final metrics, logged as `final.NAME` at the last epoch.
+            summary: final metrics, logged as `final/NAME` at the last epoch.
 
         Raises:
             ValueError: `network` comes without an example of two or more images.
@@ -138,7 +147,8 @@ class Tracker:
         opened = self._copy if self._sender else None
         if opened is not None:
             with self._guarded("sending the results"), store.silence():
-                opened.complete(self._run, status, files, network, example, summary, store.UPLOAD_SECONDS)
+                said, most = _shown(self._run), store.UPLOAD_SECONDS
+                opened.complete(self._run, status, files, network, example, summary, said, most)
                 store.note_sent(self._run, status)
         self._leave()
 
@@ -269,7 +279,11 @@ def send(
     params = runs.read_mapping(run / "config.yaml", parse_yaml)
     finished = (run / "summary.json").exists()
     summary = runs.read_summary(run) if finished else {}
-    record = Record.load(run) or Record(experiment=str(params.get("experiment", "budgetnet")), name=run.resolve().name)
+    record = Record.load(run) or Record(
+        experiment=str(params.get("experiment", "budgetnet")),
+        name=run.resolve().name,
+        begun=int((run / "config.yaml").stat().st_mtime * 1000),  # written when it began
+    )
     record = replace(record, name=summary.get("name", record.name), tags={**record.tags, **summary.get("tags", {})})
     files = [run / name for name in RECORD if (run / name).exists()]
     network, example = None, None
@@ -282,9 +296,16 @@ def send(
         with store.silence():
             uri, record = store.prepare(run, record)
             opened = store.within(store.OPEN_SECONDS, lambda: store.open_copy(run, record, uri))
-            store.within(store.SEND_SECONDS, lambda: opened.describe(runs.flat(params), record.tags, changes=False))
+            flat, said = runs.flat(params), _shown(run, record.tags)
+
+            def describe() -> None:
+                opened.describe(flat, record.tags, changes=False)
+                opened.inputs(lineage.inputs(flat, record.tags))
+
+            store.within(store.SEND_SECONDS, describe)
             status: Status = "FINISHED" if finished else "KILLED"
-            opened.complete(run, status, files, network, example, summary.get("final", {}), store.SEND_SECONDS)
+            final = summary.get("final", {})
+            opened.complete(run, status, files, network, example, final, said, store.SEND_SECONDS)
             store.within(store.SEND_SECONDS, opened.drop_others)  # that a server may have made only now
             store.note_sent(run, status)
     except BudgetnetError:
@@ -306,6 +327,17 @@ def is_unsent(run: Path) -> bool:
     except DataError:
         return True  # whoever tries to send it says what is wrong
     return record is not None and not record.sent
+
+
+def _shown(run: Path, tags: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Tags that MLflow's page shows in places of their own: the run in words, and the commit of the source."""
+    found = {}
+    if (run / "config.yaml").is_file():
+        found["mlflow.note.content"] = words.note(runs.read(run))
+    commit = (tags or {}).get("git_commit", "unknown").removesuffix("+")
+    if commit != "unknown":
+        found["mlflow.source.git.commit"] = commit
+    return found
 
 
 def _check_example(network: nn.Module | None, example: np.ndarray[Any, Any] | None) -> None:

@@ -41,12 +41,13 @@ from budgetnet.errors import (
 from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder, hold, is_empty
 from budgetnet.masking import masked
-from budgetnet.metrics import Metrics
+from budgetnet.metrics import METRICS, SYSTEM, Metrics, of_system
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
 from budgetnet.store import Status
 from budgetnet.tracking import RECORD, Tracker, is_unsent
+from budgetnet.usage import Usage
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -398,9 +399,11 @@ def train(
                 )
         remove(run / "summary.json")  # of fewer epochs than are asked for now
         atomic_write(run / "config.yaml", to_yaml(config).encode())
-        metrics = Metrics(run / "metrics.csv")
-        metrics.truncate(training.at.epoch)
-        tags = _tags(config, dataset, training.network, device) | dict(tags or {})
+        metrics, system = Metrics(run / METRICS), Metrics(run / SYSTEM)
+        for file in (metrics, system):
+            file.truncate(training.at.epoch)
+        sizes = len(train_indices), len(val_indices)
+        tags = _tags(config, dataset, sizes, training.network, device) | dict(tags or {})
         if training.teachers:
             tags["teachers"] = ", ".join(training.teachers.digests)
         progress.begin(config, dataset, run, tags)
@@ -408,7 +411,8 @@ def train(
         tracker.start(run.resolve().name, asdict(config), tags)
         try:
             try:
-                _fit(config, dataset, (train_indices, val_indices), place, training, metrics, tracker, progress, stop)
+                split = train_indices, val_indices
+                _fit(config, dataset, split, place, training, (metrics, system), tracker, progress, stop)
             finally:
                 progress.end()
             summary = _test(config, dataset, run, training.at, device, tags, test)
@@ -457,7 +461,7 @@ def _fit(
     split: tuple[Tensor, Tensor],
     place: RunFolder,
     training: Training,
-    metrics: Metrics,
+    files: tuple[Metrics, Metrics],
     tracker: Tracker,
     progress: Progress,
     stop: Callable[[], bool],
@@ -470,6 +474,8 @@ def _fit(
     val_images, val_labels = dataset.train.images[val_indices], _labels(dataset.train)[val_indices]
     steps = len(data.batches(train_indices, config.batch_size))
     patience = config.patience if config.val_size else None
+    metrics, system = files
+    usage = Usage(place.path, device)
     clock = time.monotonic() - at.seconds
     saved = seen = at.seconds
     pending: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss and right answers, still on the device
@@ -567,9 +573,11 @@ def _fit(
             _keep(candidates[kept], config, dataset, place.path, at)
         saved = at.seconds = time.monotonic() - clock
         row |= {"images_per_second": speed, "seconds": at.seconds}
+        used = usage.read()
         metrics.append(row)
+        system.append({"epoch": at.epoch, **used})
         place.save(training.state(dataset.checksum))
-        tracker.log_epoch(row)
+        tracker.log_epoch(row | of_system(used))
         progress.epoch(row, better)
         if stop():
             raise Interrupted
@@ -737,10 +745,15 @@ def _labels(images: data.Images) -> Tensor:
     return images.labels
 
 
-def _tags(config: Config, dataset: Dataset, network: nn.Module, device: torch.device) -> dict[str, str]:
+def _tags(
+    config: Config, dataset: Dataset, sizes: tuple[int, int], network: nn.Module, device: torch.device
+) -> dict[str, str]:
+    trained, held = sizes
+    images = {"train": trained, "val": held, "test": 0 if config.train_on_test else len(dataset.test)}
     return {
         "dataset": dataset.name,
         "data_checksum": dataset.checksum,
+        **{f"{name}_images": str(n) for name, n in images.items()},
         "model": config.model.name,
         "parameters": str(models.count_parameters(network)),
         "device": str(device),

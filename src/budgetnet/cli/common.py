@@ -22,6 +22,7 @@ EXAMPLES = {
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
     "sweep": "budgetnet sweep recipes/quick.yaml --space examples/spaces/quick.yaml --trials 40 --epochs 8",
     "serve": "budgetnet serve runs/first --data ~/cifar",
+    "ui": "budgetnet ui --store runs/mlflow.db --port 5001",
     "report": "budgetnet report runs/first --data ~/cifar",
     "compare": "budgetnet compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --output compare.html",
     "track": "budgetnet track runs/first",

@@ -64,7 +64,7 @@ def _compare(options: Namespace) -> int:
             folders, without = store.fetch(options.experiment, Path(folder))
             if without:
                 warn(f"{without} runs of {options.experiment} have no record in MLflow yet and are left out")
-        comparison = compare.compare(folders)
+        comparison = compare.compare(folders, fetched=bool(options.experiment))
         if options.output:
             compare_page.write(comparison, options.output)
     if options.json:
@@ -81,7 +81,7 @@ def _track(options: Namespace) -> int:
 
     import numpy as np
 
-    from budgetnet import checkpoint, folder, tracking
+    from budgetnet import album, checkpoint, folder, report, tracking
 
     def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
         best = checkpoint.load_classifier(path)
@@ -90,6 +90,8 @@ def _track(options: Namespace) -> int:
     # Held, as a run that is training sends its record itself, and would be said to have ended.
     there = options.folder.is_dir()
     with folder.hold(options.folder, warn) if there else contextlib.nullcontext():
+        if (options.folder / report.NAME).is_file() and not (options.folder / album.FOLDER).is_dir():
+            album.for_tracking(options.folder, warn)  # trained without tracking, or interrupted before it drew them
         print(tracking.send(options.folder, load_network=load_network, warn=warn))
     return 0
 

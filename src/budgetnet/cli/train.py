@@ -85,7 +85,7 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
 def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
     import torch
 
-    from budgetnet import devices, report
+    from budgetnet import album, devices, report
     from budgetnet.progress import summary_lines
     from budgetnet.train import Interrupted, train
 
@@ -97,6 +97,8 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
     def write_report(dataset: Dataset) -> None:
         if not options.no_report:
             report.after_training(run, dataset, device, progress.warn)
+            if not options.no_track:
+                album.for_tracking(run, progress.warn, dataset=dataset, device=device)
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
