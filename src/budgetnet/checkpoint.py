@@ -81,8 +81,13 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_classifier(path: Path, classifier: Classifier) -> None:
+def save_classifier(path: Path, classifier: Classifier, *, narrow: bool = False) -> None:
     """Write a model file that alone rebuilds the classifier.
+
+    Args:
+        path: the file.
+        classifier: what to write.
+        narrow: keep weights in 16 bits, but for those of norms and biases, which are few, and large or small.
 
     Raises:
         BudgetnetError: the file cannot be written; what was there before is untouched.
@@ -90,6 +95,8 @@ def save_classifier(path: Path, classifier: Classifier) -> None:
     from safetensors.torch import save
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in classifier.network.state_dict().items()}
+    if narrow:
+        tensors = {key: value.half() if is_narrowed(value) else value for key, value in tensors.items()}
     metadata = {
         "format": MODEL_FORMAT,
         "model": json.dumps(asdict(classifier.model)),
@@ -130,6 +137,11 @@ def load(path_or_name: str | Path, *, model: str | None = None, device: str = "a
     where = devices.find(device)
     classifier = load_classifier(path, model)
     return replace(classifier, network=classifier.network.to(where))
+
+
+def is_narrowed(weight: Tensor) -> bool:
+    """Whether a weight is kept in 16 bits where weights are."""
+    return weight.dtype == torch.float32 and weight.ndim > 1
 
 
 def load_classifier(path: Path, model: str | None = None) -> Classifier:
@@ -177,7 +189,8 @@ def _load_model_file(path: Path, content: bytes) -> Classifier:
         )
     if metadata.pop("sha256", None) != digest(metadata, tensors):
         raise CheckpointError(f"{path} is damaged: the checksum over its weights and metadata does not hold")
-    return _classifier(path, {key: _parse(path, key, metadata) for key in METADATA}, tensors)
+    wide = {key: value.float() if value.dtype == torch.float16 else value for key, value in tensors.items()}
+    return _classifier(path, {key: _parse(path, key, metadata) for key in METADATA}, wide)
 
 
 def _parse(path: Path, key: str, metadata: Mapping[str, str]) -> Any:

@@ -19,6 +19,7 @@ EXAMPLES = {
     "inspect": "budgetnet inspect enhanced --picture enhanced.svg",
     "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
+    "export": "budgetnet export runs/first --data ~/cifar --precision int8 --output first.onnx",
     "serve": "budgetnet serve runs/first --data ~/cifar",
     "report": "budgetnet report runs/first --data ~/cifar",
     "compare": "budgetnet compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --output compare.html",
