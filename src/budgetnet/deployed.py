@@ -214,12 +214,12 @@ def _name_as_the_network(graph: Any) -> None:
             source = same.get(given, given)
             if source in weights:
                 part = _PARTS[node.op_type][i] if node.op_type in _PARTS else f"input{i}"
-                own = source if "::" not in source and "/" not in source and source not in tensors else f"{name}.{part}"
-                if own not in tensors:
-                    tensors[own] = TensorProto()
-                    tensors[own].CopyFrom(weights[source])
-                    tensors[own].name = own
-                node.input[i] = own
+                own = f"{name}.{part}" if "::" in source or "/" in source or source in tensors else source
+                while own in tensors:
+                    own += "_"
+                tensors[own] = TensorProto()
+                tensors[own].CopyFrom(weights[source])
+                tensors[own].name = node.input[i] = own
             else:
                 node.input[i] = renamed.get(given, given)
         for i, given in enumerate(node.output):
