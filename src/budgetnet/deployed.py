@@ -28,6 +28,7 @@ _PREPARED = "preprocessing"  # what stands before the network's own names
 _PARTS = {
     "Conv": ("", "weight", "bias"),
     "Gemm": ("", "weight", "bias"),
+    "MatMul": ("input0", "weight"),
     "BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"),
 }
 """What the network calls the inputs of an operator that are its state."""

@@ -306,7 +306,7 @@ def require_likeness(compared: Comparison, output: Path, most_lost: float) -> No
     Raises:
         BudgetnetError: says by how much it differs, and by how much it may.
     """
-    precision, largest = compared.precision, max(compared.largest_difference.values())
+    precision, largest = compared.precision, float(np.max([*compared.largest_difference.values()]))
     wrong = ""
     if not largest <= _CLOSE[precision]:  # NaN neither
         wrong = f"a probability differs by {largest:.3g}, expected at most {_CLOSE[precision]:g}"
