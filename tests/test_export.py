@@ -245,6 +245,11 @@ def test_a_file_that_differs_is_not_written_and_what_was_there_stays(run, tmp_pa
     assert re.fullmatch(r"budgetnet: error: .*m\.onnx is not written: loaded again, .* differs by .*\n", err)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
     assert path.read_bytes() == b"an earlier one"
+    for load in ("load_onnx", "load_safetensors"):
+        monkeypatch.setattr(deployed, load, lambda path: lambda images: np.full((len(images), 10), np.nan))
+    assert cli.main(["export", str(run), "--output", str(path), "--limit", "50"]) == 1
+    assert cli.main(["export", str(run), "--format", "hub", "--output", str(tmp_path / "hub"), "--limit", "50"]) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def comparison(**changes):

@@ -136,12 +136,9 @@ def export(
     trained = origin.trained_on(source, classifier)
     pixels, labels, split = _chosen(source, dataset, trained, split, limit)
     calibration = origin.calibration_images(classifier, dataset, trained).numpy() if precision == "int8" else None
-    if form == "hub":
-        files.make_folder(output)
-    elif not output.parent.is_dir():
+    if not output.parent.is_dir():
         raise WriteError(f"cannot write {output}: there is no folder {output.parent}; create it or choose another")
-    place = output if form == "hub" else output.parent
-    with tempfile.TemporaryDirectory(dir=place, prefix=".") as folder:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".") as folder:
         written = Path(folder) / (output.name if form != "hub" else "hub")
         try:
             load = _write(written, classifier, source, form, precision, calibration)
@@ -157,6 +154,10 @@ def export(
         size = sum(path.stat().st_size for path in parts if path.name != PAGE)
         compared = compare(classifier, exported, pixels, labels, form=form, precision=precision, split=split, size=size)
         require_likeness(compared, output, most_lost)
+        place = output.parent
+        if form == "hub":
+            place = output
+            files.make_folder(place)
         for path in parts:
             files.flush(path)
             os.replace(path, place / path.name)
