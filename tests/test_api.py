@@ -141,7 +141,7 @@ def test_a_run_is_loaded_by_its_folder_its_file_and_its_name(here, model, digits
 
 
 def test_what_is_nowhere_is_told_in_a_line(here):
-    with pytest.raises(CheckpointError, match=r"^tenth is not there, nor is runs/tenth: give a model file"):
+    with pytest.raises(CheckpointError, match=r"^tenth cannot be read: .*, nor is there runs/tenth: give a model file"):
         budgetnet.load("tenth")
     with pytest.raises(ConfigError, match="device is 'tpu'"):
         budgetnet.load("first", device="tpu")

@@ -133,7 +133,10 @@ def load(path_or_name: str | Path, *, model: str | None = None, device: str = "a
     if not path.exists():
         path = RUNS / path
         if not path.exists():
-            raise CheckpointError(f"{path_or_name} is not there, nor is {path}: give a model file or a run's folder")
+            raise CheckpointError(
+                f"{path_or_name} cannot be read: No such file or directory, nor is there {path}: give a model file or "
+                "a run's folder"
+            )
     where = devices.find(device)
     classifier = load_classifier(path, model)
     return replace(classifier, network=classifier.network.to(where))
