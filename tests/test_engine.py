@@ -248,7 +248,7 @@ def test_a_disagreement_with_pytorch_is_an_error_that_names_the_figures(monkeypa
     other = engine.export_onnx(
         a_network().apply(lambda m: m.reset_parameters() if isinstance(m, nn.Linear) else None), SHAPE
     )
-    monkeypatch.setattr(engine, "_export", lambda network, shape: other)
+    monkeypatch.setattr(engine, "export_onnx", lambda network, shape: other)
     with pytest.raises(
         BudgetnetError, match=r"disagree .* differ by \d.* expected at most 0\.0001 .* --engine torch"
     ) as e:
