@@ -32,6 +32,7 @@ types: $(INSTALLED) ## types
 table: $(INSTALLED) ## README's and docs' tables from the records in results/
 	$(BIN)/python results/records.py table
 	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/deploy.py
 	$(BIN)/python reliability/faults.py
 	$(BIN)/python reliability/licences.py
 

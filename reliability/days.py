@@ -30,11 +30,12 @@ import torch
 from faults import Fault, write
 from mlflow_server import Gate, serving, stored
 
-from budgetnet import checkpoint, progress, store, tracking, train, words
+from budgetnet import checkpoint, progress, store, tracking, words
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.errors import BudgetnetError
 from budgetnet.metrics import read_epochs
 from budgetnet.runs import read
+from budgetnet.train import train
 
 KINDS = {
     "shut": "the MLflow server dies",
@@ -133,7 +134,7 @@ def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undis
         else:
             gate.fail(kind, after=after)
         Timed.longest, told = 0.0, Quiet()
-        train.train(TINY, run, progress=told)
+        train(TINY, run, progress=told)
         gate.recover()
     wrong = differences(run, undisturbed)
     if len(told.warnings) != 1:
@@ -167,14 +168,14 @@ def main() -> None:
     survived: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        train.train(TINY, root / "undisturbed", track=False)
+        train(TINY, root / "undisturbed", track=False)
         (root / "server").mkdir()
         with serving(root / "server") as port:
             gate = Gate(port)
             os.environ["MLFLOW_TRACKING_URI"] = gate.uri
             try:
                 before = gate.requests
-                train.train(TINY, root / "well")
+                train(TINY, root / "well")
                 requests = gate.requests - before
                 for number in range(options.tries):
                     for kind in KINDS:

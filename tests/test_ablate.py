@@ -11,10 +11,10 @@ import pytest
 
 from budgetnet import ablate, robustness, shift
 from budgetnet import config as configuration
-from budgetnet import train as training
 from budgetnet.ablate import Study
 from budgetnet.cli import main
 from budgetnet.errors import ConfigError, DataError
+from budgetnet.train import train
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -191,13 +191,13 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
     assert main(command) == 0
     assert [run.stat().st_mtime_ns for run in runs] == written
     assert "optimizer.lr 1e-9" in capfd.readouterr().out
-    assert training.load(runs[0].parent / "config.yaml").epochs == 1
+    assert configuration.load(runs[0].parent / "config.yaml").epochs == 1
 
 
 def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shift, "COMMON", ("brightness",))
     config = configuration.load(SMOKE, ["--epochs", "1"])
-    training.train(config, tmp_path / "run", track=False, test=False)
+    train(config, tmp_path / "run", track=False, test=False)
     job = ablate._Job(variant="", options=[], config=config, run=tmp_path / "run", shift=30)
     run = ["evaluate", str(tmp_path / "run"), "--split", "val", "--shift", "brightness", "--limit", "30", "--json"]
     assert main(run) == 0

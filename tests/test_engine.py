@@ -138,8 +138,8 @@ def test_one_strange_image_among_those_of_the_calibration_leaves_int8_as_good():
 def test_int8_weights_leave_a_bit_free_so_that_no_processor_overflows():
     network = a_network()
     torch.set_num_threads(2)
-    exported = engine._export(network, SHAPE)
-    graph = onnx.load_from_string(engine._quantize(exported, inputs_of(some_images()).numpy())).graph
+    exported = engine.export_onnx(network, SHAPE)
+    graph = onnx.load_from_string(engine.quantize_onnx(exported, inputs_of(some_images()).numpy())).graph
     weights = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
     convolutions = [weight for weight in weights if weight.ndim == 4]
     assert len(convolutions) == sum(isinstance(module, nn.Conv2d) for module in network.modules()) - 1
@@ -180,7 +180,7 @@ def test_where_a_batch_changes_bits_images_run_one_by_one():
 
 
 def test_where_threads_change_bits_they_are_not_shared(monkeypatch):
-    usual = engine._session
+    usual = engine.session
 
     class Rounding:
         def __init__(self, session) -> None:
@@ -190,7 +190,7 @@ def test_where_threads_change_bits_they_are_not_shared(monkeypatch):
             return [1.0000001 * logits for logits in self.session.run(names, feed)]
 
     monkeypatch.setattr(
-        engine, "_session", lambda model, threads: Rounding(usual(model, 1)) if threads > 1 else usual(model, 1)
+        engine, "session", lambda model, threads: Rounding(usual(model, 1)) if threads > 1 else usual(model, 1)
     )
     own, inputs = compiled(a_network()), inputs_of(some_images())
     assert torch.equal(own(inputs[:1]), own(inputs)[:1])
@@ -245,10 +245,10 @@ def test_weights_that_are_not_finite_are_refused_as_with_pytorch():
 
 def test_a_disagreement_with_pytorch_is_an_error_that_names_the_figures(monkeypatch):
     torch.manual_seed(1)
-    other = engine._export(
+    other = engine.export_onnx(
         a_network().apply(lambda m: m.reset_parameters() if isinstance(m, nn.Linear) else None), SHAPE
     )
-    monkeypatch.setattr(engine, "_export", lambda network, shape: other)
+    monkeypatch.setattr(engine, "export_onnx", lambda network, shape: other)
     with pytest.raises(
         BudgetnetError, match=r"disagree .* differ by \d.* expected at most 0\.0001 .* --engine torch"
     ) as e:

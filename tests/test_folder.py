@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from budgetnet import checkpoint, metrics, store
-from budgetnet import train as training
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.errors import CheckpointError, DamagedError, DataError, FolderError, TrainingError, WriteError
 from budgetnet.folder import RunFolder, hold, is_empty
@@ -300,7 +299,7 @@ class Sender:
 
 
 def test_a_run_that_died_while_its_results_were_sent_sends_them_when_it_is_resumed_and_only_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "Tracker", Sender)
+    monkeypatch.setattr(sys.modules["budgetnet.train"], "Tracker", Sender)
     monkeypatch.setattr(Sender, "calls", [])
     monkeypatch.setattr(Sender, "dies", True)
     with pytest.raises(SystemExit):

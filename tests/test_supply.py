@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 import budgetnet
 
 ROOT = Path(__file__).parent.parent
+UNPINNED = {"openvino"}  # 181 MB for one format of `export`, with a package that reports home: not for everybody
 OURS = {"budgetnet", "pip"}  # pip comes with Python and installs the rest
 
 # ---------------------------------------------------------------------------------------------------- what is installed
@@ -51,7 +52,8 @@ def test_what_a_package_bundles_is_not_installed(tmp_path, monkeypatch):
 
 def test_the_lock_has_all_that_the_project_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    extras = {name: extra for name, extra in project["optional-dependencies"].items() if name not in UNPINNED}
+    asked = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
     pins = licences.pinned()
     for requirement in map(Requirement, asked):
         name = licences.plain(requirement.name)

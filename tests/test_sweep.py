@@ -17,14 +17,13 @@ from postgres import PASSWORD, postgres, program
 
 from budgetnet import config as configuration
 from budgetnet import space, standings, studies, sweep
-from budgetnet import train as training
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, ConfigError, FolderError, TrainingError
 from budgetnet.metrics import Metrics
 from budgetnet.progress import Progress
 from budgetnet.space import Choice, Range
 from budgetnet.sweep import Sweep
-from budgetnet.train import Interrupted
+from budgetnet.train import Interrupted, Training
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -466,8 +465,8 @@ def test_a_worker_killed_in_a_trial_has_it_finished_by_the_next_one_from_its_che
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     taken = []
-    update = training.Training.update
-    monkeypatch.setattr(training.Training, "update", lambda self, *rest: (taken.append(1), update(self, *rest))[1])
+    update = Training.update
+    monkeypatch.setattr(Training, "update", lambda self, *rest: (taken.append(1), update(self, *rest))[1])
     monkeypatch.setattr(studies, "GRACE_SECONDS", 1)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.2)
     progress = Said()

@@ -14,7 +14,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import config as configuration
-from budgetnet import models
+from budgetnet import devices, models
+from budgetnet.classifier import Classifier as Classifier
 from budgetnet.config import ModelConfig
 from budgetnet.data import CIFAR10_CLASSES
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
@@ -36,29 +37,13 @@ _LEGACY_PICKLES = 5  # of a checkpoint that is no archive: magic, version, machi
 CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
+WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
+RUNS = Path("runs")
+"""Where runs are that were given no other folder."""
+
 # What the reference project's networks were trained with (its stds are averages of per-image stds).
 REFERENCE_MEAN = (0.4914, 0.4822, 0.4465)
 REFERENCE_STD = (0.2023, 0.1994, 0.2010)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """A network with all that is needed to use it on raw images."""
-
-    network: nn.Module
-    """uint8 images, normalised, (n, c, image_size, image_size) -> logits (n, classes)."""
-    model: ModelConfig
-    """What rebuilds the network."""
-    classes: tuple[str, ...]
-    """Class names, in the order of the logits."""
-    mean: tuple[float, ...]
-    """Channel means of the normalisation, for pixels in [0, 1]."""
-    std: tuple[float, ...]
-    """Channel standard deviations of the normalisation."""
-    image_size: int
-    """Side of the images in pixels."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """Where the weights come from: recipe, seed, epoch, validation score, data checksum, versions."""
 
 
 def save_state(path: Path, state: Mapping[str, Any], *, keep: str | None = None) -> None:
@@ -96,8 +81,13 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_classifier(path: Path, classifier: Classifier) -> None:
+def save_classifier(path: Path, classifier: Classifier, *, narrow: bool = False) -> None:
     """Write a model file that alone rebuilds the classifier.
+
+    Args:
+        path: the file.
+        classifier: what to write.
+        narrow: keep weights in 16 bits, but for those of norms and biases, which are few, and large or small.
 
     Raises:
         BudgetnetError: the file cannot be written; what was there before is untouched.
@@ -105,6 +95,8 @@ def save_classifier(path: Path, classifier: Classifier) -> None:
     from safetensors.torch import save
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in classifier.network.state_dict().items()}
+    if narrow:
+        tensors = {key: value.half() if is_narrowed(value) else value for key, value in tensors.items()}
     metadata = {
         "format": MODEL_FORMAT,
         "model": json.dumps(asdict(classifier.model)),
@@ -117,11 +109,49 @@ def save_classifier(path: Path, classifier: Classifier) -> None:
     atomic_write(path, save(tensors, metadata | {"sha256": digest(metadata, tensors)}))
 
 
+def load(path_or_name: str | Path, *, model: str | None = None, device: str = "auto") -> Classifier:
+    """A trained classifier, ready to be asked.
+
+    Args:
+        path_or_name: a run folder, a model file, a folder of `budgetnet export --format hub`, or a checkpoint of the
+            reference project; else the name of a run in `runs`.
+        model: the network's name, needed for (and only for) a checkpoint of the reference project.
+        device: auto (the fastest there is), cpu, cuda, cuda:N or mps.
+
+    Raises:
+        CheckpointError: there is no such file or run, or it is damaged, or of an unknown kind.
+        ConfigError: this machine has no such device.
+
+    >>> import budgetnet
+    >>> model = budgetnet.load("first")
+    >>> model
+    Classifier of 10 classes by residual, 5,478 parameters, images of 32x32 pixels
+    >>> len(model.predict("photo.png"))
+    1
+    """
+    path = Path(path_or_name)
+    if not path.exists():
+        path = RUNS / path
+        if not path.exists():
+            raise CheckpointError(
+                f"{path_or_name} cannot be read: No such file or directory, nor is there {path}: give a model file or "
+                "a run's folder"
+            )
+    where = devices.find(device)
+    classifier = load_classifier(path, model)
+    return replace(classifier, network=classifier.network.to(where))
+
+
+def is_narrowed(weight: Tensor) -> bool:
+    """Whether a weight is kept in 16 bits where weights are."""
+    return weight.dtype == torch.float32 and weight.ndim > 1
+
+
 def load_classifier(path: Path, model: str | None = None) -> Classifier:
     """Read a classifier, on the CPU and in evaluation mode, from any file that holds one.
 
     Args:
-        path: a model file, a run folder, or a checkpoint of the reference project.
+        path: a model file, a run folder, a folder in Hugging Face's layout, or a checkpoint of the reference project.
         model: the network's name, needed for (and only for) a checkpoint of the reference project.
 
     Raises:
@@ -129,9 +159,10 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
             missing, extra or of another shape are named.
     """
     if path.is_dir():
-        if not (path / "best.safetensors").is_file():
-            raise CheckpointError(f"{path} holds no best.safetensors: give a finished run's folder or a model file")
-        path = path / "best.safetensors"
+        files = [path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()]
+        if not files:
+            raise CheckpointError(f"{path} holds no {WEIGHTS}: give a finished run's folder or a model file")
+        path = files[0]
     content = _read(path)
     if path.suffix == ".safetensors":
         if model is not None:
@@ -161,7 +192,8 @@ def _load_model_file(path: Path, content: bytes) -> Classifier:
         )
     if metadata.pop("sha256", None) != digest(metadata, tensors):
         raise CheckpointError(f"{path} is damaged: the checksum over its weights and metadata does not hold")
-    return _classifier(path, {key: _parse(path, key, metadata) for key in METADATA}, tensors)
+    wide = {key: value.float() if value.dtype == torch.float16 else value for key, value in tensors.items()}
+    return _classifier(path, {key: _parse(path, key, metadata) for key in METADATA}, wide)
 
 
 def _parse(path: Path, key: str, metadata: Mapping[str, str]) -> Any:

@@ -92,7 +92,7 @@ class ModelConfig:
     """Which network."""
 
     name: str = "enhanced"
-    """A name that `budgetnet models` lists, or `residual` for the network that `stages` describes."""
+    """A name that `budgetnet models` lists, `residual` for the network that `stages` describes, or `timm:NAME`."""
     width: int | Literal["auto"] | None = None
     """Channels of the first stage, the others in proportion; auto is the largest that the budget allows; null the
     network's own."""

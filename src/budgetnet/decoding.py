@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from budgetnet.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -53,19 +56,8 @@ def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int = MOST
                     f"{path}: found {opened.width:,}x{opened.height:,} pixels, expected at most {most_pixels:,}: "
                     "shrink the image"
                 )
-            if opened.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{path}: found pixels of mode {opened.mode}, expected 8 bits a channel: convert the image"
-                )
             ImageOps.exif_transpose(opened, in_place=True)  # a copy, here and below, would double a photo's memory
-            image: Image.Image = opened
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # what Pillow asks for before such a palette becomes RGB
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-            if image.size != (image_size, image_size):
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return np.array(image).transpose(2, 0, 1).copy()
+            return fitted(opened, image_size, str(path))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -75,3 +67,27 @@ def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int = MOST
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: found no readable image ({why}), expected PNG, JPEG or the like") from error
+
+
+def fitted(image: Image.Image, image_size: int, name: str) -> Pixels:
+    """The pixels of an image that is decoded and upright, resized, as uint8 (3, image_size, image_size).
+
+    Args:
+        image: of any mode with 8 bits a channel or fewer, of any size.
+        image_size: side in pixels that it is resized to, whatever its aspect ratio.
+        name: what an error calls it.
+
+    Raises:
+        DataError: it has more than 8 bits a channel.
+    """
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{name}: found pixels of mode {image.mode}, expected 8 bits a channel: convert the image")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # what Pillow asks for before such a palette becomes RGB
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.array(image).transpose(2, 0, 1).copy()

@@ -27,7 +27,7 @@ from budgetnet.models.blocks import Projection
 Precision = Literal["fp32", "int8"]
 
 _PACKAGES = ("onnx", "onnxruntime")
-_INPUT = "images"
+_INPUT, _OUTPUT = "images", "logits"
 _OPSET = 20  # the latest that torch writes without further packages, and the first in which a GELU is one operator
 # Images of one run on one thread, and their pixels: fewer leave vector units idle, more fall out of the caches.
 _TOGETHER, _TOGETHER_PIXELS = 8, 2**15
@@ -73,8 +73,8 @@ class Engine:
         """
         pixels: _Array = probe.numpy()
         threads = torch.get_num_threads()
-        self._alone = _session(model, 1)
-        self._one_by_all = _session(model, threads) if threads > 1 else self._alone
+        self._alone = session(model, 1)
+        self._one_by_all = session(model, threads) if threads > 1 else self._alone
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="budgetnet-engine")
         expected = [_run(self._alone, image[None]) for image in pixels]
         if any(_run(self._one_by_all, x[None]).tobytes() != y.tobytes() for x, y in zip(pixels, expected, strict=True)):
@@ -167,11 +167,11 @@ def compile_network(
     # Around the means and as far from them as images are.
     probe = torch.randn((together, *image_shape), generator=torch.Generator().manual_seed(0))
     try:
-        model = _export(network, image_shape)
+        model = export_onnx(network, image_shape)
         engine = Engine(model, "fp32", probe)
         _require_agreement(engine, network, probe)
         if calibration is not None and precision == "int8":
-            engine = Engine(_quantize(model, calibration.detach().cpu().numpy()), "int8", probe)
+            engine = Engine(quantize_onnx(model, calibration.detach().cpu().numpy()), "int8", probe)
     except BudgetnetError:
         raise
     except Exception as error:  # exporter, quantiser and runtime raise whatever they meet first
@@ -180,8 +180,14 @@ def compile_network(
     return engine
 
 
-def _export(network: nn.Module, image_shape: Sequence[int]) -> bytes:
-    """The network, in evaluation mode, on the CPU and ours to change, in ONNX's format."""
+def export_onnx(network: nn.Module, image_shape: Sequence[int]) -> bytes:
+    """The network in ONNX's format: float32 `images` (n, c, h, w), normalised, any n -> `logits` (n, classes).
+
+    Args:
+        network: maps such images to logits, on any device; left unchanged.
+        image_shape: (c, h, w) of the images.
+    """
+    network = copy.deepcopy(network).cpu().eval()
     for module in network.modules():
         if isinstance(module, Projection):
             # As one strided operator: the pixels left out would be copied around.
@@ -200,13 +206,14 @@ def _export(network: nn.Module, image_shape: Sequence[int]) -> bytes:
             dynamo=False,
             opset_version=_OPSET,
             input_names=[_INPUT],
-            output_names=["logits"],
-            dynamic_axes={_INPUT: {0: "n"}, "logits": {0: "n"}},
+            output_names=[_OUTPUT],
+            dynamic_axes={_INPUT: {0: "n"}, _OUTPUT: {0: "n"}},
         )
         return path.read_bytes()
 
 
-def _session(model: bytes, threads: int) -> Any:
+def session(model: bytes | Path, threads: int) -> Any:
+    """A model in ONNX's format, or a file of one, ready to run on the CPU: an `onnxruntime.InferenceSession`."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()  # which Microsoft's builds for Windows send
@@ -218,8 +225,8 @@ def _session(model: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _run(session: Any, pixels: _Array) -> _Array:
-    logits: _Array = session.run(None, {_INPUT: pixels})[0]
+def _run(compiled: Any, pixels: _Array) -> _Array:
+    logits: _Array = compiled.run(None, {_INPUT: pixels})[0]
     return logits
 
 
@@ -237,8 +244,16 @@ def _require_agreement(engine: Engine, network: nn.Module, probe: Tensor) -> Non
         )
 
 
-def _quantize(model: bytes, images: _Array) -> bytes:
-    """The model with 8-bit weights and activations, where that is worth it."""
+def quantize_onnx(model: bytes, images: _Array) -> bytes:
+    """What `export_onnx` made, with 8-bit weights and activations where that is worth it.
+
+    Args:
+        model: of `export_onnx`.
+        images: to calibrate on, float32 (n, c, h, w), normalised.
+
+    Raises:
+        CheckpointError: activations are not finite, so that they have no range.
+    """
     import onnx
     from onnxruntime import quantization
 
@@ -294,9 +309,9 @@ def _ranges(path: Path, images: _Array) -> dict[str, list[dict[str, np.float32]]
         for name in names:
             graph.node.append(helper.make_node(kind, [name], [f"{kind} {name}"], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(f"{kind} {name}", TensorProto.FLOAT, []))
-    session = _session(model.SerializeToString(), 1)
+    computed = session(model.SerializeToString(), 1)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        rows = pool.map(lambda image: session.run(None, {_INPUT: image[None]}), images)
+        rows = pool.map(lambda image: computed.run(None, {_INPUT: image[None]}), images)
         lows, highs = np.split(np.array(list(rows), np.float32), 2, axis=1)
     if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
         raise CheckpointError("activations of the calibration images are not finite: the weights are of no use")

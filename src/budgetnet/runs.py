@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from budgetnet.checkpoint import Classifier, load_classifier
 from budgetnet.config import Config, parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores, score, score_confusion
@@ -96,6 +97,15 @@ class Run:
     def checksum(self) -> str | None:
         """Of the data that the run was trained on."""
         return self.find("tags.data_checksum", str)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The network with the weights that were kept, on the CPU.
+
+        Raises:
+            CheckpointError: there are none yet, or the file is damaged.
+        """
+        return load_classifier(self.folder)
 
     def predictions(self) -> tuple[Tensor, Tensor] | None:
         """What `keep_predictions` kept of the test: logits, float32 (n, classes), and labels, int64 (n,).

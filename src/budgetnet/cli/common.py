@@ -21,6 +21,7 @@ EXAMPLES = {
     "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
     "sweep": "budgetnet sweep recipes/quick.yaml --space examples/spaces/quick.yaml --trials 40 --epochs 8",
+    "export": "budgetnet export runs/first --data ~/cifar --precision int8 --output first.onnx",
     "serve": "budgetnet serve runs/first --data ~/cifar",
     "ui": "budgetnet ui --store runs/mlflow.db --port 5001",
     "report": "budgetnet report runs/first --data ~/cifar",

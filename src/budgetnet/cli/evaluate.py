@@ -24,11 +24,8 @@ from budgetnet.cli.model import (
     fits,
     int8_cost,
     int8_line,
-    known_split,
     logits_of,
-    quantize,
     remedied,
-    trained_on,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -69,14 +66,14 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(options: Namespace) -> int:
-    from budgetnet import checkpoint, cifar, evaluate
+    from budgetnet import checkpoint, cifar, evaluate, origin
     from budgetnet.files import atomic_write
     from budgetnet.remedies import render_scored
 
     corruptions, severities = _corruptions(options)
     check_remedies(options)
     classifier = classifier_of(options)
-    trained = trained_on(options.checkpoint, classifier)
+    trained = origin.trained_on(options.checkpoint, classifier)
     outside = options.shift in cifar.TEST_SETS
     dataset = None
     if not outside or options.precision == "int8" or fits(options):
@@ -90,7 +87,7 @@ def _evaluate(options: Namespace) -> int:
     network = exact = computing_network(options, classifier)
     if options.precision == "int8":
         assert dataset is not None
-        network = quantize(classifier, dataset, trained)
+        network = origin.quantize(classifier, dataset, trained)
     remedies, classify = remedied(options, classifier, network, dataset, trained)
     result = {
         "checkpoint": str(options.checkpoint),
@@ -165,7 +162,7 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
     """The images of a split, whose ids are their places in the training set or the test set."""
     import torch
 
-    from budgetnet import data
+    from budgetnet import data, origin
 
     images = dataset.test if options.split == "test" else dataset.train
     if options.split == "test":
@@ -185,7 +182,7 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
             f"{options.checkpoint} was trained on other data (checksum {trained['data_checksum'][:12]}, found "
             f"{dataset.checksum[:12]}): of these images none are known as its {options.split} split"
         )
-    chosen = known_split(dataset, trained)[options.split == "val"]
+    chosen = origin.known_split(dataset, trained)[options.split == "val"]
     if not len(chosen):
         raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
     return data.Images(images.images[chosen], images.labels[chosen], chosen)

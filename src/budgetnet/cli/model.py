@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import progress_on, warn
-from budgetnet.errors import CheckpointError, ConfigError, DataError
+from budgetnet.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from budgetnet.engine import Engine
     from budgetnet.evaluate import Scores
     from budgetnet.robustness import Cell
-
-
-CALIBRATION_IMAGES, CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: they are calibrated on as float32
 
 
 def add_model(command: ArgumentParser) -> None:
@@ -112,33 +109,27 @@ def _view_weights(text: str) -> list[float] | str:
 
 def classifier_of(options: Namespace) -> Classifier:
     """The model, on the device that it shall run on."""
-    from dataclasses import replace
-
-    from budgetnet import devices
-
     if options.precision == "int8" and options.engine == "torch":
         raise ConfigError("--precision int8 is computed by ONNX Runtime: leave out --engine torch")
     on_cpu = options.engine == "onnx" or options.precision == "int8"
-    device = devices.find("cpu" if on_cpu and options.device == "auto" else options.device)
-    if on_cpu and device.type != "cpu":
+    if on_cpu and options.device not in ("auto", "cpu"):
         raise ConfigError(f"ONNX Runtime, and so int8, computes on the CPU: leave out --device {options.device}")
-    classifier = load_model(options.checkpoint, options.model)
-    return replace(classifier, network=classifier.network.to(device))
+    return load_model(options.checkpoint, options.model, "cpu" if on_cpu else options.device)
 
 
-def load_model(what: Path, model: str | None) -> Classifier:
-    """The model that a run folder, a file or a name in MLflow's registry holds, on the CPU."""
+def load_model(what: Path, model: str | None, device: str = "cpu") -> Classifier:
+    """The model that a run folder, a file or a name in MLflow's registry holds."""
     from budgetnet import checkpoint, registry
 
     if not registry.is_registered(what):
-        return checkpoint.load_classifier(what, model)
+        return checkpoint.load(what, model=model, device=device)
     with registry.fetched(what) as path:
-        return checkpoint.load_classifier(path, model)
+        return checkpoint.load(path, model=model, device=device)
 
 
 def dataset_of(options: Namespace, classifier: Classifier, trained: dict[str, Any]) -> Dataset:
     """The data that the options name, else what the model was trained on, with the classes that it knows."""
-    from budgetnet import data
+    from budgetnet import data, origin
 
     progress = progress_on(options.json, sys.stderr)
     try:
@@ -148,85 +139,21 @@ def dataset_of(options: Namespace, classifier: Classifier, trained: dict[str, An
         )
     finally:
         progress.end()
-    if dataset.classes != classifier.classes:
-        raise DataError(
-            f"{options.checkpoint} knows {len(classifier.classes)} classes ({', '.join(classifier.classes[:3])}, ...), "
-            f"but {dataset.name} has {len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...)"
-        )
+    origin.require_classes(options.checkpoint, classifier, dataset)
     return dataset
-
-
-def trained_on(checkpoint: Path, classifier: Classifier) -> dict[str, Any]:
-    """What the file says of its training data, or nothing where it does not say."""
-    from typing import get_args
-
-    from budgetnet.config import DatasetName
-
-    found = classifier.provenance.get("config")
-    if found is None:
-        return {}
-    trained = {"data_checksum": classifier.provenance.get("data_checksum")}
-    if isinstance(found, dict):
-        trained |= {key: found.get(key) for key in ("dataset", "val_size", "split_seed")}
-        # which older files do not know
-        trained |= {"train_on_test": found.get("train_on_test", False), "train_size": found.get("train_size")}
-    kinds: dict[str, Any] = {"data_checksum": str, "dataset": str, "val_size": int, "split_seed": int}
-    kinds |= {"train_on_test": bool, "train_size": int | None}
-    wrong = [key for key, kind in kinds.items() if not isinstance(trained.get(key), kind)]
-    if wrong or trained["dataset"] not in get_args(DatasetName):
-        raise CheckpointError(f"{checkpoint} does not say as it should what it was trained on: {wrong or 'dataset'}")
-    return trained
-
-
-def known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the images that the model was trained on and chosen by; where nobody knows, of all and none."""
-    import torch
-
-    from budgetnet import data
-
-    labels = dataset.train.labels
-    assert labels is not None
-    if trained.get("data_checksum") != dataset.checksum:
-        return torch.arange(len(labels)), torch.arange(0)
-    return data.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
-
-
-def some_of(indices: torch.Tensor, n: int) -> torch.Tensor:
-    """The same `n` each time (all where there are fewer), from all over: data may be in the order of its classes."""
-    import torch
-
-    return indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:n]]
 
 
 def computing_network(options: Namespace, classifier: Classifier, *, quiet: bool = False) -> torch.nn.Module | Engine:
     """What computes in fp32: an engine, or the network itself."""
     from budgetnet import engine
 
-    onnx = options.engine == "onnx" or options.precision == "int8"
-    if options.engine == "auto" and next(classifier.network.parameters()).device.type == "cpu":
-        onnx = onnx or engine.available()
-        if not onnx and not quiet:
-            warn("onnx and onnxruntime are not installed, so PyTorch computes, which takes several times as long")
-    return engine.compile_network(classifier.network, image_shape(classifier)) if onnx else classifier.network
-
-
-def quantize(classifier: Classifier, dataset: Dataset, trained: dict[str, Any]) -> Engine:
-    """The network in int8, calibrated on some of the images that it was trained on."""
-    from budgetnet import engine
-    from budgetnet.augment import normalize
-
-    training, _ = known_split(dataset, trained)
-    count = min(CALIBRATION_IMAGES, max(1, CALIBRATION_NUMBERS // dataset.train.images[0].numel()))
-    pixels = dataset.train.images[some_of(training, count)]
-    calibration = normalize(pixels, classifier.mean, classifier.std)
-    return engine.compile_network(
-        classifier.network, image_shape(classifier), precision="int8", calibration=calibration
-    )
-
-
-def image_shape(classifier: Classifier) -> tuple[int, int, int]:
-    """(channels, height, width) of what the network takes."""
-    return len(classifier.mean), classifier.image_size, classifier.image_size
+    if options.engine == "onnx" or options.precision == "int8":
+        return engine.compile_network(classifier.network, classifier.image_shape)
+    if options.engine == "torch":
+        return classifier.network
+    if classifier.device.type == "cpu" and not engine.available() and not quiet:
+        warn("onnx and onnxruntime are not installed, so PyTorch computes, which takes several times as long")
+    return classifier.computer
 
 
 def computed_by(network: torch.nn.Module | Engine) -> dict[str, str]:
@@ -339,10 +266,12 @@ def _to_fit(
     what: str, options: Namespace, dataset: Dataset | None, trained: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and labels of the images that the model was chosen by."""
+    from budgetnet import origin
+
     assert dataset is not None
     labels = dataset.train.labels
     assert labels is not None
-    _, validation = known_split(dataset, trained)
+    _, validation = origin.known_split(dataset, trained)
     if not len(validation):
         raise ConfigError(
             f"{what} fit needs a validation split, and none of {options.checkpoint} is known in these data: give "

@@ -22,12 +22,8 @@ from budgetnet.cli.model import (
     fits,
     int8_cost,
     int8_line,
-    known_split,
     logits_of,
-    quantize,
     remedied,
-    some_of,
-    trained_on,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -60,7 +56,7 @@ def add(commands: Any) -> None:
 def _predict(options: Namespace) -> int:
     import torch
 
-    from budgetnet import data, evaluate, predict
+    from budgetnet import data, evaluate, origin, predict
     from budgetnet.remedies import render_predicted
 
     if options.output is None and (options.probabilities or options.labels):
@@ -74,7 +70,7 @@ def _predict(options: Namespace) -> int:
     classifier = classifier_of(options)
     images = data.read_images(options.input, classifier.image_size)
     network = computing_network(options, classifier)
-    trained = trained_on(options.checkpoint, classifier)
+    trained = origin.trained_on(options.checkpoint, classifier)
     dataset = _data_to_fit(options, classifier, trained)
     if options.precision == "int8":
         assert dataset is not None
@@ -184,11 +180,13 @@ def _quantized_for_prediction(
     trained: dict[str, Any],
 ) -> tuple[Engine, dict[str, Any]]:
     """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
+    from budgetnet import origin
+
     labels = dataset.train.labels
     assert labels is not None
-    training, validation = known_split(dataset, trained)
-    split, chosen = ("val", validation) if len(validation) else ("train", some_of(training, COST_IMAGES))
-    quantized = quantize(classifier, dataset, trained)
+    training, validation = origin.known_split(dataset, trained)
+    split, chosen = ("val", validation) if len(validation) else ("train", origin.some_of(training, COST_IMAGES))
+    quantized = origin.quantize(classifier, dataset, trained)
     pixels = dataset.train.images[chosen]
     before, after = (logits_of(network, classifier, pixels, options) for network in (exact, quantized))
     return quantized, int8_cost(before, after, labels[chosen], split)

@@ -15,7 +15,6 @@ from budgetnet.cli.model import (
     computed_by,
     computing_network,
     dataset_of,
-    trained_on,
 )
 from budgetnet.errors import DataError
 
@@ -73,9 +72,9 @@ def _serve(options: Namespace) -> int:
 
 def _examples(options: Namespace, classifier: Classifier) -> tuple[list[Any], str]:
     """Test images where they are at hand, without a download, else drawn pictures; and which of both."""
-    from budgetnet import serve
+    from budgetnet import origin, serve
 
-    trained = trained_on(options.checkpoint, classifier)
+    trained = origin.trained_on(options.checkpoint, classifier)
     asked = options.data or options.dataset
     if asked or trained.get("dataset") == "digits" or ("dataset" in trained and os.environ.get("BUDGETNET_DATA")):
         try:

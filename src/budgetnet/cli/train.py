@@ -6,7 +6,6 @@ import json
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from budgetnet.cli.common import EXAMPLES, progress_on
 from budgetnet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from budgetnet.data import Dataset
     from budgetnet.progress import Progress
 
 
@@ -67,7 +65,10 @@ def run(arguments: list[str]) -> int:
     if options.print_config:
         print(configuration.to_yaml(config), end="")
         return 0
-    run = run or Path("runs") / f"{Path(options.recipe_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if run is None:
+        from budgetnet import api
+
+        run = api.run_folder(Path(options.recipe_file))
     return _run_training(config, options, run, progress_on(options.json or options.quiet, sys.stdout), fit_memory)
 
 
@@ -85,20 +86,14 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
 def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
     import torch
 
-    from budgetnet import album, devices, report
+    from budgetnet import api, devices
     from budgetnet.progress import summary_lines
-    from budgetnet.train import Interrupted, train
+    from budgetnet.train import Interrupted
 
     if options.threads:
         torch.set_num_threads(options.threads)
     device = devices.find(options.device)
     caught: list[int] = []
-
-    def write_report(dataset: Dataset) -> None:
-        if not options.no_report:
-            report.after_training(run, dataset, device, progress.warn)
-            if not options.no_track:
-                album.for_tracking(run, progress.warn, dataset=dataset, device=device)
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
@@ -109,7 +104,7 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        summary = train(
+        summary = api.run_training(
             config,
             run,
             folder=Path(options.data) if options.data else None,
@@ -117,10 +112,10 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
             progress=progress,
             track=not options.no_track,
             resume=options.resume,
+            report_wanted=not options.no_report,
             fit_memory=fit_memory,
             stop=lambda: bool(caught),
-            report=write_report,
-        )
+        ).summary
     except Interrupted:
         print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
         return 128 + caught[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, ConfigError
 from budgetnet.models.blocks import BLOCKS, BlockOptions, ZeroNorm
+from budgetnet.models.foreign import PREFIX, TimmArchitecture
 from budgetnet.models.residual import ResidualArchitecture, uniform
 from budgetnet.models.summary import Row, count_parameters, multiply_adds, summarize
 from budgetnet.models.whitened import WhitenedArchitecture
@@ -183,8 +184,8 @@ _REGISTRY: dict[str, _Architecture] = {
 def names() -> tuple[str, ...]:
     """Names that `build` knows: ours, the reference project's, the field's.
 
-    Besides these it takes `wrn_D_K` for any depth D = 6n + 4 and widening factor K, and `residual` for the stages of
-    a configuration.
+    Besides these it takes `wrn_D_K` for any depth D = 6n + 4 and widening factor K, `residual` for the stages of a
+    configuration, and `timm:NAME` for a network of the package timm, where that is installed.
     """
     return tuple(_REGISTRY)
 
@@ -235,11 +236,15 @@ def check_budget(
         if widest is None:
             raise BudgetError(f"{config.name}: {_nothing_fits(config, num_classes, budget, image_size, channels)}")
         return replace(config, width=widest)
-    count = _count(_architecture(config), num_classes, image_size, channels)
+    architecture = _architecture(config)
+    count = _count(architecture, num_classes, image_size, channels)
     if budget is None or count <= budget:
         return config
-    widest = largest_width(config, num_classes, budget, image_size=image_size, channels=channels)
-    if widest is None:
+    one_size = isinstance(architecture, TimmArchitecture)
+    widest = None if one_size else largest_width(config, num_classes, budget, image_size, channels)
+    if one_size:
+        advice = "raise the budget or choose another network"
+    elif widest is None:
         advice = _nothing_fits(config, num_classes, budget, image_size, channels)
     else:
         fitting = _count(_architecture(replace(config, width=widest)), num_classes, image_size, channels)
@@ -315,6 +320,8 @@ def _architecture(config: ModelConfig) -> _Architecture:
                 f"model.name is {name!r}, expected wrn_D_K with D = 6n + 4 (10, 16, 22, 28, 34, 40, ...) and K >= 1"
             )
         architecture = _wide(depth, factor)
+    elif name.startswith(PREFIX):
+        architecture = TimmArchitecture(name.removeprefix(PREFIX))
     elif name in _REGISTRY:
         architecture = _REGISTRY[name]
     else:

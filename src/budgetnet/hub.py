@@ -1,0 +1,163 @@
+"""A folder in Hugging Face's layout: the model file, its configuration, and a card with what was measured."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from budgetnet import __version__, checkpoint, runs
+from budgetnet.checkpoint import HUB_WEIGHTS, Classifier
+from budgetnet.files import atomic_write
+from budgetnet.masking import masked
+from budgetnet.runs import Run
+
+CARD, CONFIG = "README.md", "config.json"
+_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits (scikit-learn)", "folder": "own images"}
+
+
+def write(folder: Path, classifier: Classifier, source: Path, *, narrow: bool = False) -> None:
+    """Write model.safetensors, config.json and README.md, which `huggingface_hub.upload_folder` takes as they are.
+
+    The model file alone rebuilds the classifier; config.json says the same for people and for the hub's pages. The
+    card's figures are those of the run's own test and validation; a model that was not tested has none.
+
+    Args:
+        folder: where, and it exists.
+        classifier: what is written.
+        source: where it was read from: a run folder has the figures.
+        narrow: keep weights in 16 bits.
+
+    Raises:
+        BudgetnetError: a file cannot be written, or the run folder is damaged.
+    """
+    run = runs.read(source) if (source / "config.yaml").is_file() else None
+    name = run.name if run else source.stem
+    checkpoint.save_classifier(folder / HUB_WEIGHTS, classifier, narrow=narrow)
+    config = {
+        "library_name": "budgetnet",
+        "budgetnet_version": __version__,
+        "architectures": [classifier.model.name],
+        "model": asdict(classifier.model),
+        "id2label": dict(enumerate(classifier.classes)),
+        "label2id": {label: i for i, label in enumerate(classifier.classes)},
+        "image_size": classifier.image_size,
+        "image_mean": classifier.mean,
+        "image_std": classifier.std,
+        "num_parameters": classifier.parameters,
+        "torch_dtype": "float16" if narrow else "float32",
+    }
+    atomic_write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    atomic_write(folder / CARD, card(name, classifier, run).encode("utf-8", "replace"))
+
+
+def card(name: str, classifier: Classifier, run: Run | None) -> str:
+    """The card: metadata in YAML as the hub reads it, then what a person wants to know, in Markdown."""
+    recipe = classifier.provenance.get("config")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    dataset = recipe.get("dataset") if recipe.get("dataset") in _TITLES else None
+    measured = _measured(classifier, run)
+    metadata: dict[str, Any] = {
+        "library_name": "budgetnet",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "budgetnet", "pytorch", classifier.model.name],
+        "metrics": ["accuracy"],
+    }
+    if dataset in ("cifar10", "cifar100"):
+        metadata["datasets"] = [dataset]
+    if measured:
+        of: dict[str, Any] = {"name": _TITLES.get(str(dataset), "unknown"), "type": str(dataset or "unknown")}
+        results = [
+            {
+                "task": {"type": "image-classification", "name": "Image classification"},
+                "dataset": of | {"split": split},
+                "metrics": [{"type": kind, "name": label, "value": value} for label, kind, value, _ in rows],
+            }
+            for split, rows in measured.items()
+        ]
+        metadata["model-index"] = [{"name": name, "results": results}]
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {_plain(name)}",
+        "",
+        f"A network of {classifier.parameters:,} trainable parameters (`{classifier.model.name}`) that puts images "
+        f"into {len(classifier.classes)} classes. It sees them as {classifier.image_size}x{classifier.image_size} "
+        "pixels.",
+        "",
+        "```python",
+        "import budgetnet",
+        "from huggingface_hub import snapshot_download",
+        "",
+        'model = budgetnet.load(snapshot_download("OWNER/NAME"))',
+        'model.predict_proba("photo.jpg")',
+        "```",
+        "",
+        "Nothing in `model.safetensors` is code; `budgetnet.load` checks its checksum.",
+        "",
+        "## Measured",
+        "",
+    ]
+    if measured:
+        lines += ["| images | figure | value |", "|---|---|--:|"]
+        lines += [f"| {split} | {label} | {shown} |" for split, rows in measured.items() for label, _, _, shown in rows]
+        if "test" in measured:
+            lines += ["", "The test images were looked at once, when the training was over."]
+        if "validation" in measured:
+            lines += ["", "The weights were chosen by the validation images, so other images do rather worse."]
+    else:
+        lines.append("Nothing: the file says of no measurement.")
+    if recipe.get("train_on_test"):
+        lines += ["", "It was trained on the test images too, and so has no test score."]
+    lines += ["", "## Classes", "", ", ".join(map(_plain, classifier.classes)), ""]
+    lines += ["## Limits", "", _LIMITS.format(data=_TITLES.get(str(dataset), "images that the file does not name")), ""]
+    if recipe:
+        text = yaml.safe_dump(masked(recipe), sort_keys=False, allow_unicode=True)
+        lines += ["<details><summary>Recipe</summary>", "", textwrap.indent(text, "    "), "</details>", ""]
+    checksum = classifier.provenance.get("data_checksum")
+    if isinstance(checksum, str):
+        lines += [f"Data: SHA-256 `{checksum}`. Written by budgetnet {__version__}.", ""]
+    return "\n".join(lines)
+
+
+_LIMITS = (
+    "Trained on {data}, it knows no other classes and puts every image into one of these, whatever it shows. Its "
+    "probabilities are as good as the calibration error above says, on images like those; shifted ones (noise, blur, "
+    "other light) do worse, which `budgetnet evaluate --shift all` measures. The licence of the weights is for whoever "
+    "publishes them to choose: add `license` to the metadata."
+)
+
+
+# The figure, its kind as the hub calls it, its value, and how it is shown.
+_Row = tuple[str, str, float, str]
+
+
+def _measured(classifier: Classifier, run: Run | None) -> dict[str, list[_Row]]:
+    """Figures by split, of those that run and file tell."""
+    found: dict[str, list[_Row]] = {}
+    for views, test in run.tests.items() if run else ():
+        low, high = (f"{100 * end:.2f}" for end in test.accuracy_interval)
+        rows = [
+            ("accuracy", "accuracy", test.accuracy, f"{100 * test.accuracy:.2f} % of {test.n:,} ({low} to {high})"),
+            ("cross-entropy", "loss", test.loss, f"{test.loss:.4f} nats"),
+            ("calibration error", "ece", test.ece, f"{100 * test.ece:.2f} %"),
+        ]
+        averaged = "" if views == "none" else f", views averaged ({views})"
+        found.setdefault("test", []).extend(
+            (f"{label}{averaged}", kind, value, shown) for label, kind, value, shown in rows
+        )
+    accuracy = classifier.provenance.get("val_accuracy")
+    if isinstance(accuracy, float) and 0 <= accuracy <= 1:
+        found["validation"] = [("accuracy", "accuracy", accuracy, f"{100 * accuracy:.2f} %")]
+    return found
+
+
+def _plain(name: str) -> str:
+    """A name in Markdown, where it shall mean nothing."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|" else c if c.isprintable() else "?" for c in name)
