@@ -8,12 +8,12 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,17 +284,16 @@ def test_what_several_processes_cannot_do_is_refused_in_one_line(options, capsys
 
 
 def command(run: Path, *options: str) -> list[str]:
-    common = ["--no-track", "--no-report", "--precision", "fp32", "--quiet", "--threads", "2"]
+    common = ["--no-track", "--no-report", "--precision", "fp32", "--threads", "2"]
     return ["-m", "budgetnet", "train", str(ROOT / "recipes" / "smoke.yaml"), "--output", str(run), *common, *options]
 
 
-def wait_for(file: Path, process: subprocess.Popen) -> None:
-    """Until the file is there, which the process writes."""
-    ends = time.monotonic() + 120
-    while not file.exists():
-        assert process.poll() is None, "it has ended"
-        assert time.monotonic() < ends
-        os.sched_yield()
+def wait_for(epoch: int, process: subprocess.Popen) -> None:
+    """Until an epoch is over, and so in `last.ckpt`."""
+    for line in process.stdout:
+        if re.match(rf" *{epoch} +\d", line):
+            return
+    raise AssertionError("it has ended")
 
 
 def test_the_short_command_trains_in_two_processes_ends_by_one_signal_and_tells_a_mistake_in_one_line(tmp_path):
@@ -302,10 +301,11 @@ def test_the_short_command_trains_in_two_processes_ends_by_one_signal_and_tells_
     begun = subprocess.Popen(
         [sys.executable, *command(run, "--devices", "2", "--epochs", "400", "--checkpoint-steps", "5")],
         env=os.environ | {"PYTHONPATH": path()},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(run / "last.ckpt", begun)
+    wait_for(1, begun)
     begun.send_signal(signal.SIGTERM)
     said = begun.communicate(timeout=120)[1]
     assert begun.returncode == 128 + signal.SIGTERM
@@ -341,13 +341,15 @@ def test_a_killed_process_is_restarted_by_torchrun_with_the_others_and_nothing_i
                 *command(run, *options),
             ],
             env=os.environ | {"PYTHONPATH": path(), "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         if run == disturbed:
-            for file in ("last.ckpt", "best.safetensors"):
-                wait_for(run / file, process)
-                workers = children(process.pid)
-                os.kill(workers[-1 if file == "last.ckpt" else 0], signal.SIGKILL)
-        assert process.wait(300) == 0
+            for epoch, place in ((1, -1), (3, 0)):  # first the last process, then the one that writes
+                wait_for(epoch, process)
+                os.kill(children(process.pid)[place], signal.SIGKILL)
+        process.communicate(timeout=300)
+        assert process.returncode == 0
     assert_equal(disturbed, whole)
 
 

@@ -180,10 +180,11 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
 
 
 def _resume_command(run: Path, options: Any) -> str:
-    again = ["budgetnet", "train", "--resume", "--output", str(run)]
+    here = launcher.local_size() == launcher.size()  # else each machine has a command of its own
+    again = [*([] if here else ["torchrun", "...", "-m"]), "budgetnet", "train", "--resume", "--output", str(run)]
     again += ["--data", options.data] if options.data else []
     again += ["--device", options.device] if options.device != "auto" else []
-    again += ["--devices", str(launcher.size())] if launcher.size() > 1 else []
+    again += ["--devices", str(launcher.size())] if here and launcher.size() > 1 else []
     again += ["--threads", str(options.threads)] if options.threads else []
     again += ["--no-track"] if options.no_track else []
     again += ["--no-report"] if options.no_report else []
