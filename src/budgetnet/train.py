@@ -418,9 +418,7 @@ def train(
     smallest = config.progressive.size or config.image_size
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
     if fit_memory and (group.size > 1 or config.accumulate > 1):
-        raise ConfigError(
-            "--batch-size auto is of one process and accumulate 1: give a number, or leave out the others"
-        )
+        raise ConfigError("--batch-size auto is of one process, and of accumulate 1: give a number")
     if fit_memory and resume and (run / "config.yaml").is_file():
         config = replace(config, batch_size=load(run / "config.yaml").batch_size)
     if summary := group.lead(lambda: _found(config, run, test, resume)):
