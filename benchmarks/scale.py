@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from turns import Contestant, Meter, Turn, take_turns
+from turns import Contestant, Meter, take_turns
 
 from budgetnet import config as configuration
 from budgetnet import data, distributed, models
@@ -53,6 +53,8 @@ ASSUMED = {
     "nvlink_means": "bytes a second and seconds of latency between GPUs of a node (NVLink 4, one way)",
     "infiniband": (50e9, 5e-6),
     "infiniband_means": "the same between nodes, for each GPU (NDR, 400 Gbit/s)",
+    "ethernet": (1.5625e9, 2e-5),
+    "ethernet_means": "the same with 100 Gbit/s of Ethernet a node, which its GPUs share",
     "overlap": 0.8,
     "overlap_means": "share of the backward pass behind which the exchange hides; its last megabyte never does",
     "backward": 2 / 3,
@@ -62,20 +64,24 @@ ASSUMED = {
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 LAST_BUCKET = 1e6  # bytes
 NETWORK = "resnet_leaky"
+BEST_BATCH = 32_768
+"""Images of a step in which a single GPU's overhead is hardly felt: what many are compared with."""
 WAYS: dict[str, dict[str, Any]] = {
     "batch 1,024": {"batch": 1024},
     "batch 1,024, bf16 gradients": {"batch": 1024, "bytes": 2},
     "batch 1,024, sync_norm": {"batch": 1024, "sync_norm": True},
-    "batch 8,192 (learning rate by a rule)": {"batch": 8192},
-    "batch 8,192, bf16 gradients": {"batch": 8192, "bytes": 2},
-    "batch 32,768": {"batch": 32768},
-    "32 images a GPU (batch grows)": {"each": 32},
-    "32 images a GPU, 4 pieces (batch grows)": {"each": 32, "accumulate": 4},
+    "batch 8,192": {"batch": 8192},
+    "batch 32,768": {"batch": 32_768},
+    "128 images a GPU": {"each": 128},
+    "128 images a GPU, sync_norm": {"each": 128, "sync_norm": True},
+    "128 images a GPU, Ethernet": {"each": 128, "between": "ethernet"},
+    "128 images a GPU, Ethernet, bf16 gradients": {"each": 128, "between": "ethernet", "bytes": 2},
+    "128 images a GPU, Ethernet, 4 pieces": {"each": 128, "between": "ethernet", "accumulate": 4},
 }
 """What is reckoned: a fixed batch that is shared out, or so many images for each GPU and piece."""
 
 
-def all_reduce_seconds(size: float, gpus: int, assumed: dict[str, Any] = ASSUMED) -> float:
+def all_reduce_seconds(size: float, gpus: int, between: str = "infiniband", assumed: dict[str, Any] = ASSUMED) -> float:
     """The time in which so many GPUs add up `size` bytes that each has.
 
     A ring of n sends 2 (n - 1) / n of the bytes over each link, in 2 (n - 1) steps (Patarasuk and Yuan 2009).
@@ -83,10 +89,10 @@ def all_reduce_seconds(size: float, gpus: int, assumed: dict[str, Any] = ASSUMED
     inside = min(gpus, assumed["node"])
     nodes = math.ceil(gpus / assumed["node"])
     fast, near = assumed["nvlink"]
-    slow, far = assumed["infiniband"]
+    slow, far = assumed[between]
     within = 2 * (inside - 1) / inside * size / fast + 2 * (inside - 1) * near
-    between = 2 * (nodes - 1) / nodes * size / inside / slow + 2 * (nodes - 1) * far
-    return within + between
+    across = 2 * (nodes - 1) / nodes * size / inside / slow + 2 * (nodes - 1) * far
+    return within + across
 
 
 def step_seconds(
@@ -97,6 +103,7 @@ def step_seconds(
     bytes: int = 4,  # noqa: A002  of a number
     accumulate: int = 1,
     sync_norm: bool = False,
+    between: str = "infiniband",
     assumed: dict[str, Any] = ASSUMED,
 ) -> float:
     """The time of a step of `batch` images over `gpus`.
@@ -108,6 +115,7 @@ def step_seconds(
         bytes: of each number of a gradient on its way.
         accumulate: pieces of each GPU's share; the exchange follows the last one.
         sync_norm: whether norms are exchanged, forward and backward, which nothing hides.
+        between: what joins the nodes, infiniband or ethernet.
         assumed: see `ASSUMED`.
     """
     compute = 3 * network["flops"] * batch / gpus / assumed["flops"]  # backward is twice the forward pass
@@ -115,18 +123,18 @@ def step_seconds(
         return assumed["step_overhead"] * accumulate + compute
     gradient = bytes * network["parameters"]
     last = min(gradient, LAST_BUCKET)
-    exchange = all_reduce_seconds(gradient, gpus, assumed)
+    exchange = all_reduce_seconds(gradient, gpus, between, assumed)
     hidden = assumed["overlap"] * assumed["backward"] * (assumed["step_overhead"] + compute / accumulate)
-    exposed = max(exchange - hidden, all_reduce_seconds(last, gpus, assumed))
-    norms = 2 * network["norms"] * accumulate * all_reduce_seconds(1e3, gpus, assumed) if sync_norm else 0.0
+    exposed = max(exchange - hidden, all_reduce_seconds(last, gpus, between, assumed))
+    norms = 2 * network["norms"] * accumulate * all_reduce_seconds(1e3, gpus, between, assumed) if sync_norm else 0.0
     return assumed["step_overhead"] * accumulate + compute + exposed + norms
 
 
 def simulate(network: dict[str, Any], way: dict[str, Any], gpus: int) -> dict[str, Any] | None:
     """Images a second of a way on so many GPUs, and their share of what as many single GPUs would make.
 
-    The single GPU has the same piece of a batch in memory as each of them. None where a GPU's part of the batch is
-    below two images, which is refused.
+    The single GPUs make steps of `BEST_BATCH` images. None where a GPU's part of the batch is below two images, which
+    is refused.
     """
     options = {key: value for key, value in way.items() if key not in ("batch", "each")}
     accumulate = options.get("accumulate", 1)
@@ -134,8 +142,7 @@ def simulate(network: dict[str, Any], way: dict[str, Any], gpus: int) -> dict[st
     if batch // (gpus * accumulate) < 2:
         return None
     rate = batch / step_seconds(network, gpus, batch, **options)
-    alone = min(batch, 1024)
-    single = alone / step_seconds(network, 1, alone)
+    single = BEST_BATCH / step_seconds(network, 1, BEST_BATCH)
     return {"gpus": gpus, "batch": batch, "images_per_second": rate, "efficiency": rate / (gpus * single)}
 
 
@@ -248,6 +255,7 @@ def _both(command: list[str], prefixes: list[list[str]], interface: str, address
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": address, "MASTER_PORT": port, "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": interface}
+    shared["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     both = [
         subprocess.Popen([*prefix, *command], env=os.environ | shared | {"RANK": str(rank), "OMP_NUM_THREADS": "1"})
         for rank, prefix in enumerate(prefixes or [[], []])
@@ -347,10 +355,8 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     folder = options.data or data.default_folder()
     networks = {name: described(name) for name in RECIPES}
-    with tempfile.TemporaryDirectory() as place:
-        measured = [measure(name, folder, *((1, 1.0) if options.quick else (5, 5.0)), Path(place)) for name in RECIPES]
     sizes = [4, 4 * networks["whitened_cnn"]["parameters"], 4 * networks[NETWORK]["parameters"]]
-    record = {
+    record: dict[str, Any] = {
         "about": {
             "date": time.strftime("%Y-%m-%d"),
             "hardware": hardware(torch.device("cpu")),
@@ -358,21 +364,22 @@ def main(arguments: list[str] | None = None) -> None:
             "quick": options.quick,
         },
         "networks": networks,
-        "measured": measured,
-        "exchange": exchange(sizes, 5 if options.quick else 30),
-        "slow_link": slow_link("200mbit", 2 if options.quick else 12) if options.slow_link else [],
         "assumed": ASSUMED,
         "reckoned": [
             {"way": way, "at": [simulate(networks[NETWORK], choice, gpus) for gpus in GPUS]}
             for way, choice in WAYS.items()
         ],
+        "measured": [],
     }
-    record["about"]["minutes"] = (time.monotonic() - started) / 60
-    options.record.write_text(json.dumps(record, indent=1) + "\n")
+    record["exchange"] = exchange(sizes, 5 if options.quick else 30)
+    record["slow_link"] = slow_link("200mbit", 2 if options.quick else 12) if options.slow_link else []
+    with tempfile.TemporaryDirectory() as place:
+        for name in RECIPES:
+            record["measured"].append(measure(name, folder, *((1, 1.0) if options.quick else (3, 3.0)), Path(place)))
+            record["about"]["minutes"] = (time.monotonic() - started) / 60
+            options.record.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {options.record}; `make table` shows it in docs/scale.md", file=sys.stderr)
 
-
-__all__ = ["Turn", "all_reduce_seconds", "main", "simulate", "step_seconds"]
 
 if __name__ == "__main__":
     main()

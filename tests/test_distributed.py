@@ -29,7 +29,7 @@ from budgetnet.errors import ConfigError
 from budgetnet.train import train
 
 ROOT = Path(__file__).parent.parent
-TOLERANCE = 1e-4  # of the weights' norm; docs/scale.md states it
+TOLERANCE = 5e-4  # of the weights' norm; docs/scale.md states it
 STEPS = 26 * 8
 
 
@@ -155,8 +155,9 @@ def test_the_test_and_the_record_are_those_of_one_process_and_say_how_many_there
 
 def test_without_synchronised_norms_each_process_normalises_its_own_images_as_pieces_of_a_batch_do(two):
     # The running statistics differ: processes average theirs, pieces follow each other.
-    assert distance(two / "apart", two / "one" / "two pieces", statistics=False) < TOLERANCE
-    assert distance(two / "apart", two / "one" / "apart", statistics=False) > 3 * TOLERANCE
+    as_pieces = distance(two / "apart", two / "one" / "two pieces", statistics=False)
+    assert as_pieces < TOLERANCE / 10
+    assert distance(two / "apart", two / "one" / "apart", statistics=False) > 10 * as_pieces
 
 
 def test_pieces_of_a_batch_are_the_batch_where_no_norm_looks_at_other_images(one):
@@ -164,7 +165,7 @@ def test_pieces_of_a_batch_are_the_batch_where_no_norm_looks_at_other_images(one
 
 
 def test_gradients_that_were_rounded_on_their_way_lead_to_nearly_the_same_weights(two):
-    assert TOLERANCE / 20 < distance(two / "rounded", two / "one" / "rounded") < 10 * TOLERANCE
+    assert 3e-6 < distance(two / "rounded", two / "one" / "rounded") < TOLERANCE
 
 
 def test_one_process_that_is_asked_to_stop_stops_all_and_the_resumed_run_equals_the_undisturbed_one(two):
@@ -296,7 +297,7 @@ def wait_for(epoch: int, process: subprocess.Popen) -> None:
     raise AssertionError("it has ended")
 
 
-def test_the_short_command_trains_in_two_processes_ends_by_one_signal_and_tells_a_mistake_in_one_line(tmp_path):
+def test_the_short_command_trains_in_two_processes_and_ends_by_one_signal(tmp_path):
     run = tmp_path / "run"
     begun = subprocess.Popen(
         [sys.executable, *command(run, "--devices", "2", "--epochs", "400", "--checkpoint-steps", "5")],
@@ -313,16 +314,25 @@ def test_the_short_command_trains_in_two_processes_ends_by_one_signal_and_tells_
         f"saved; to go on: budgetnet train --resume --output {run} --devices 2 --threads 2 --no-track --no-report"
     ]
     assert not (run / ".lock").exists()
-    resumed = subprocess.run(
-        [sys.executable, *command(run, "--resume", "--devices", "2", "--epochs", "400")],
-        env=os.environ | {"PYTHONPATH": path()},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert resumed.returncode == 1
-    assert "checkpoint_steps is None, but the run" in resumed.stderr
-    assert len(resumed.stderr.splitlines()) == 1
+
+
+@pytest.mark.several
+def test_a_mistake_that_all_processes_meet_is_told_in_one_line(tmp_path):
+    for options, said in (
+        (["--batch-size", "3"], "the smallest batch has 2 images, expected 4 or more for 2 processes"),
+        (["--resume"], "holds no config.yaml: there is nothing to resume"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, *command(tmp_path / "run", "--devices", "2", *options)],
+            env=os.environ | {"PYTHONPATH": path()},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert ended.returncode == 1
+        assert said in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def torchrun(*options: str) -> list[str]:

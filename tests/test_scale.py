@@ -26,13 +26,13 @@ def test_a_ring_takes_the_time_of_its_steps_one_after_the_other(gpus):
             seconds += 8e6 / gpus / 1e9 + 1e-3
             arrived = [chunks | arrived[place - 1] for place, chunks in enumerate(arrived)]
         arrived = [{place} for place in range(gpus)]
-    assert scale.all_reduce_seconds(8e6, gpus, assumed) == pytest.approx(seconds)
+    assert scale.all_reduce_seconds(8e6, gpus, assumed=assumed) == pytest.approx(seconds)
 
 
 def test_between_nodes_each_gpu_carries_its_share_of_the_bytes():
     none = scale.ASSUMED | {"nvlink": (float("inf"), 0.0), "infiniband": (1e9, 0.0)}
-    assert scale.all_reduce_seconds(8e6, 16, none) == pytest.approx(2 * 1 / 2 * 1e6 / 1e9)
-    assert scale.all_reduce_seconds(8e6, 8, none) == 0
+    assert scale.all_reduce_seconds(8e6, 16, assumed=none) == pytest.approx(2 * 1 / 2 * 1e6 / 1e9)
+    assert scale.all_reduce_seconds(8e6, 8, assumed=none) == 0
 
 
 def test_more_gpus_never_do_better_than_in_proportion_and_less_to_send_is_never_slower():
@@ -42,8 +42,7 @@ def test_more_gpus_never_do_better_than_in_proportion_and_less_to_send_is_never_
         rounded = scale.simulate(NETWORK, {"batch": 8192, "bytes": 2}, gpus)
         norms = scale.simulate(NETWORK, {"batch": 8192, "sync_norm": True}, gpus)
         assert norms["efficiency"] < plain["efficiency"] <= rounded["efficiency"]
-        # 8,192 images of one GPU come to more a second than the 1,024 of the single one: never by more than its 2 ms.
-        assert plain["efficiency"] < before * 1.05
+        assert plain["efficiency"] <= before
         before = plain["efficiency"]
 
 
