@@ -86,9 +86,6 @@ CONFIGS = {
 }
 
 
-TESTED = ("long",)
-
-
 def config_of(name: str, folder: Path) -> Config:
     """A configuration; the teacher is what one process has trained."""
     config = CONFIGS[name]
@@ -107,7 +104,7 @@ class Asked(Progress):
 
 
 def run(name: str, folder: Path, group: Group) -> None:
-    train(config_of(name, folder), folder / name, track=False, test=name in TESTED, group=group)
+    train(config_of(name, folder), folder / name, track=False, test=False, group=group)
 
 
 def stopped(folder: Path, group: Group) -> None:
@@ -133,6 +130,11 @@ def half(folder: Path, group: Group) -> None:
 def other(folder: Path, group: Group) -> None:
     """The rest of what one process has begun."""
     train(CONFIGS["short"], folder / "begun", track=False, test=False, group=group, resume=True)
+
+
+def tested(folder: Path, group: Group) -> None:
+    """The test of what one process has trained."""
+    train(CONFIGS["short"], folder / "tested", track=False, group=group, resume=True)
 
 
 def parts(folder: Path, group: Group) -> None:
@@ -177,7 +179,9 @@ def main(folder: Path, scenarios: list[str]) -> None:
             if scenario in CONFIGS:
                 run(scenario, folder, group)
             else:
-                {"stopped": stopped, "half": half, "other": other, "parts": parts}[scenario](folder, group)
+                {"stopped": stopped, "half": half, "other": other, "tested": tested, "parts": parts}[scenario](
+                    folder, group
+                )
         group.leave = leave
 
 
