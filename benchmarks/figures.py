@@ -124,11 +124,14 @@ def cores(record: Record) -> str:
         what = "a flag" if one["bytes"] < 100 else f"{one['bytes'] / 1e6:.1f} MB"
         sizes.append(f"{what} {_range({key: 1000 * value for key, value in one['seconds'].items()})} ms")
     hardware = about["hardware"]
+    quick = (
+        "A quick run while other programs had the cores, which is a look and no measurement. " if about["quick"] else ""
+    )
     return "\n".join(
         [
             *lines,
             "",
-            f"An exchange between two processes here: {', '.join(sizes)}. "
+            f"{quick}An exchange between two processes here: {', '.join(sizes)}. "
             f"{hardware['cores']} cores of {hardware['cpu'].replace(',', ' with')}, torch {about['torch']}, float32, "
             f"{about['date']}: median (least to most) of turns, ratios taken within a round. "
             f"[Record](../{SCALE.relative_to(ROOT)}).",
