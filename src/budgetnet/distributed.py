@@ -181,11 +181,12 @@ class Processes(Group):
         whole: Tensor = bucket.buffer()
         sent = whole.to(torch.bfloat16).div_(self.size)
         arrived = self._dist.all_reduce(sent, async_op=True).get_future()
-        return arrived.then(lambda done: whole.copy_(done.value()[0]))
+        averaged: torch.futures.Future[Tensor] = arrived.then(lambda done: whole.copy_(done.value()[0]))
+        return averaged
 
     def holding(self, forward: Callable[[Tensor], Tensor], held: bool) -> AbstractContextManager[Any]:
         """See `Group`."""
-        parallel = getattr(forward, "_orig_mod", forward)  # within what torch.compile makes of it
+        parallel: Any = getattr(forward, "_orig_mod", forward)  # within what torch.compile makes of it
         found: AbstractContextManager[Any] = parallel.no_sync() if held else nullcontext()
         return found
 
@@ -197,7 +198,9 @@ class Processes(Group):
             return
         flat = torch.cat([buffer.flatten() for buffer in statistics])
         mean = self.sum(flat).div_(self.size)
-        for buffer, values in zip(statistics, mean.split([buffer.numel() for buffer in statistics]), strict=True):
+        for buffer, values in zip(
+            statistics, torch.split(mean, [buffer.numel() for buffer in statistics]), strict=True
+        ):
             buffer.copy_(values.view_as(buffer))
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:
@@ -263,9 +266,10 @@ def join(device: torch.device) -> Iterator[Group]:
     if launcher.size() == 1:
         yield Group()
         return
-    import torch.distributed as dist
+    import torch.distributed
 
-    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[no-untyped-call]
+    dist: Any = torch.distributed  # parts of which it does not declare
+    store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("training", store),

@@ -25,7 +25,7 @@ class Share(Generator):
 
     def __new__(cls, rows: Tensor, total: int) -> Share:
         """A generator on the device of `rows`."""
-        return super().__new__(cls, rows.device)
+        return super().__new__(cls, rows.device)  # type: ignore[call-arg]  # which torch has, and does not declare
 
     def __init__(self, rows: Tensor, total: int) -> None:
         self.rows = rows
