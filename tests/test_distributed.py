@@ -379,7 +379,8 @@ def test_four_processes_give_the_weights_of_one_too(one, tmp_path):
     for name in ("long", "muon", "augmix", "layers"):
         assert_close(tmp_path / name, tmp_path / "one" / name)
     assert_parts_are_the_whole(torch.load(tmp_path / "parts.pt", weights_only=True))
-    assert_equal(tmp_path / "stopped", tmp_path / "apart")
+    # The order in which more than two are summed follows that in which gradients were ready in the step before.
+    assert_close(tmp_path / "stopped", tmp_path / "apart")
 
 
 @pytest.fixture
@@ -411,7 +412,7 @@ def namespaces():
 def test_two_machines_that_share_no_disk_train_together(namespaces, one, tmp_path):
     names, addresses = namespaces
     port = free_port()
-    config = ["--epochs", "2", "--sync-norm", "true", "--optimizer.lr", "0.005"]
+    config = ["--epochs", "1", "--sync-norm", "true", "--optimizer.lr", "0.002"]
     nodes = []
     for place, name in enumerate(names):
         node = torchrun("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(place))

@@ -270,9 +270,11 @@ def join(device: torch.device) -> Iterator[Group]:
 
     dist: Any = torch.distributed  # parts of which it does not declare
     store, rank, size = next(dist.rendezvous("env://"))
+    # It may outlive the processes: those that torchrun has restarted shall find no word of those before.
+    store = dist.PrefixStore(f"training {launcher.restarts()[0]}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("training", store),
+        store=dist.PrefixStore("group", store),
         rank=rank,
         world_size=size,
         timeout=_PATIENCE,
