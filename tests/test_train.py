@@ -699,7 +699,8 @@ def test_mixing_and_all_but_crop_and_flip_stop_at_a_share_of_the_run(tmp_path, m
     seen = []
     whole_loss = Training.loss
 
-    def watched(self, index, seed, size, *, strong):
+    def watched(self, index, seed, size, *, strong, part):
+        assert part.whole
         plain = AugmentConfig(crop_padding=2, flip="random")
         weak = replace(self.config, augment=plain, mix=MixConfig(), ema=0.0)
         buffers = {key: value.clone() for key, value in self.network.state_dict().items()}
