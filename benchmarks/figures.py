@@ -1,6 +1,6 @@
-"""The records of `bench.py` and `growth.py` as tables and a picture.
+"""The records of `bench.py`, `growth.py` and `scale.py` as tables and a picture.
 
-`python benchmarks/figures.py` writes docs/speed.md and README.
+`python benchmarks/figures.py` writes docs/speed.md, docs/scale.md and README.
 
 Nothing is typed in by hand, and nothing is measured here.
 """
@@ -17,10 +17,14 @@ from budgetnet.files import atomic_write
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "results" / "benchmarks" / "cpu.json"
 GROWTH = ROOT / "results" / "benchmarks" / "growth.json"
+SCALE = ROOT / "results" / "benchmarks" / "scale.json"
 RACE = (ROOT / "results" / "speedrun.json", ROOT / "results" / "benchmarks" / "airbench.json")
 PICTURE = ROOT / "docs" / "images" / "speed.svg"
 SPEED_MARKS = ("<!-- speed: written by `make bench` -->", "<!-- end of speed -->")
 GROWTH_MARKS = ("<!-- growth: written by `make table` -->", "<!-- end of growth -->")
+CORES_MARKS = ("<!-- cores: written by `make table` -->", "<!-- end of cores -->")
+GPUS_MARKS = ("<!-- gpus: written by `make table` -->", "<!-- end of gpus -->")
+LINK_MARKS = ("<!-- link: written by `make table` -->", "<!-- end of link -->")
 RACE_MARKS = ("<!-- race: written by `make table` -->", "<!-- end of race -->")
 HEADLINES = (
     ("train-resnet_leaky", "budgetnet"),
@@ -105,6 +109,65 @@ def growth(record: Record) -> str:
     )
 
 
+def cores(record: Record) -> str:
+    """What processes that divide the cores among them make, in Markdown."""
+    lines = ["| network, batch | how | images/s | of one core | of one process on all cores |", "|---|---|--:|--:|--:|"]
+    for measured in record["measured"]:
+        for place, row in enumerate(measured["rows"]):
+            what = "" if place else f"`{measured['network']}`, {measured['batch']}"
+            lines.append(
+                f"| {what} | {row['way']} | {_range(row['images_per_second'])} | {_range(row['of_one_core'])} | "
+                f"{_range(row['of_threads'])} |"
+            )
+    about, sizes = record["about"], []
+    for one in record["exchange"]:
+        what = "a flag" if one["bytes"] < 100 else f"{one['bytes'] / 1e6:.1f} MB"
+        sizes.append(f"{what} {_range({key: 1000 * value for key, value in one['seconds'].items()})} ms")
+    hardware = about["hardware"]
+    quick = (
+        "A quick run while other programs had the cores, which is a look and no measurement. " if about["quick"] else ""
+    )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{quick}An exchange between two processes here: {', '.join(sizes)}. "
+            f"{hardware['cores']} cores of {hardware['cpu'].replace(',', ' with')}, torch {about['torch']}, float32, "
+            f"{about['date']}: median (least to most) of turns, ratios taken within a round. "
+            f"[Record](../{SCALE.relative_to(ROOT)}).",
+        ]
+    )
+
+
+def link(record: Record) -> str:
+    """What gradients in bfloat16 save on a slow link, in a sentence."""
+    times = {one["exchange"]: one for one in record["slow_link"]}
+    if not times:
+        return "Not measured yet."
+    wide, narrow = (times[kind]["step_seconds"] for kind in ("fp32", "bf16"))
+    size = 4e-6 * record["networks"]["whitened_cnn"]["parameters"]
+    return (
+        f"Measured over a link of {times['fp32']['link'].replace('mbit', ' Mbit/s')} between two network namespaces, "
+        f"steps of `whitened_cnn` ({size:.1f} MB of gradients) on 16 images in turns: {_range(wide)} seconds with "
+        f"fp32, {_range(narrow)} with bf16."
+    )
+
+
+def gpus(record: Record) -> str:
+    """What a step on many GPUs is reckoned to bring, in Markdown: the share of as many single GPUs."""
+    counts = [1 << power for power in range(3, 11)]
+    lines = [
+        "| way | " + " | ".join(f"{count:,}" for count in counts) + " | half is lost beyond |",
+        "|---|" + "--:|" * (len(counts) + 1),
+    ]
+    for row in record["reckoned"]:
+        cells = [f"{one['efficiency']:.0%}" if one else "-" for one in row["at"]]
+        good = [one["gpus"] for one in row["at"] if one and one["efficiency"] >= 0.5]
+        last = f"{max(good):,}" if good else f"below {counts[0]}"
+        lines.append(f"| {row['way']} | {' | '.join(cells)} | {last} |")
+    return "\n".join(lines)
+
+
 def race(speedrun: Record, airbench: Record) -> str:
     """The least time to 94 %, ours and airbench's, in a sentence each."""
     spread = speedrun["spread"]
@@ -145,11 +208,14 @@ def with_section(page: str, marks: tuple[str, str], section: str) -> str:
     return f"{before}{begin}\n{section}\n{end}{after}"
 
 
-README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
+README, PAGE, SCALE_PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "scale.md"
 SECTIONS = [
     (PAGE, SPEED_MARKS, (RECORD,), table),
     (README, SPEED_MARKS, (RECORD,), headlines),
     (PAGE, GROWTH_MARKS, (GROWTH,), growth),
+    (SCALE_PAGE, CORES_MARKS, (SCALE,), cores),
+    (SCALE_PAGE, LINK_MARKS, (SCALE,), link),
+    (SCALE_PAGE, GPUS_MARKS, (SCALE,), gpus),
     (README, RACE_MARKS, RACE, race),
     (PAGE, RACE_MARKS, RACE, race),
 ]

@@ -51,8 +51,8 @@ class Stepper:
         if self.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error")
         for _ in range(n):
-            loss, _ = self.training.loss(self.batches[self.count % len(self.batches)], self.count, self.size)
-            self.training.update(loss, 1e-3)
+            self.training.gradient(self.batches[self.count % len(self.batches)], self.count, self.size)
+            self.training.update(1e-3)
             self.count += 1
         if self.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")

@@ -380,11 +380,12 @@ def test_a_step_never_makes_the_host_wait(choice):
     config = replace(TINY, **choice)
     digits = data.load("digits", None)
     training = Training(config, digits, torch.arange(64), torch.device("cpu"))
-    training.update(training.loss(torch.arange(32), 0, 32)[0], 0.01)  # the first makes the optimizer's buffers
+    training.gradient(torch.arange(32), 0, 32)
+    training.update(0.01)  # the first makes the optimizer's buffers
     with NoWaiting():
-        compute = partial(training.loss, torch.arange(32, 64), 1, progressive_size(config.progressive, 0.1, 32))
+        compute = partial(training.gradient, torch.arange(32, 64), 1, progressive_size(config.progressive, 0.1, 32))
         loss, correct = compute()
-        training.update(loss, 0.01, compute)
+        training.update(0.01, compute)
     assert loss.isfinite()
     assert 0 <= correct <= 32
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
@@ -531,10 +532,12 @@ def test_a_student_of_an_earlier_run_resumes_exactly_and_no_step_waits(choice, w
     run(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     training = a_training(config)
-    compute = partial(training.loss, torch.arange(32), 0, 16)
-    training.update(compute()[0], 0.01, compute)
+    compute = partial(training.gradient, torch.arange(32), 0, 16)
+    compute()
+    training.update(0.01, compute)
     with NoWaiting():
-        training.update(compute()[0], 0.01, compute)
+        compute()
+        training.update(0.01, compute)
 
 
 def test_the_loss_of_a_student_is_that_of_labels_and_that_of_teachers_by_weight(whole):
@@ -604,15 +607,20 @@ def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves
     plain, scaled = a_training(config), a_training(config)
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for training in (plain, scaled):
-        compute = partial(training.loss, torch.arange(32), 0, 32)
-        training.update(compute()[0], 0.05, compute)
+        compute = partial(training.gradient, torch.arange(32), 0, 32)
+        compute()
+        training.update(0.05, compute)
     torch.testing.assert_close(scaled.network.state_dict(), plain.network.state_dict(), rtol=1e-4, atol=1e-6)
     before = {key: value.clone() for key, value in scaled.network.named_parameters()}
-    compute = partial(scaled.loss, torch.arange(32), 1, 32)
-    scaled.update(compute()[0] * math.inf, 0.05, compute)
+    compute = partial(scaled.gradient, torch.arange(32), 1, 32)
+    compute()
+    for parameter in scaled.network.parameters():
+        parameter.grad *= math.inf
+    scaled.update(0.05, compute)
     assert all(torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
     assert scaled.scaler.get_scale() == 2.0**9
-    scaled.update(compute()[0], 0.05, compute)
+    compute()
+    scaled.update(0.05, compute)
     assert any(not torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
 
 
@@ -691,7 +699,8 @@ def test_mixing_and_all_but_crop_and_flip_stop_at_a_share_of_the_run(tmp_path, m
     seen = []
     whole_loss = Training.loss
 
-    def watched(self, index, seed, size, *, strong):
+    def watched(self, index, seed, size, *, strong, part):
+        assert part.whole
         plain = AugmentConfig(crop_padding=2, flip="random")
         weak = replace(self.config, augment=plain, mix=MixConfig(), ema=0.0)
         buffers = {key: value.clone() for key, value in self.network.state_dict().items()}

@@ -16,6 +16,7 @@ from budgetnet import config as configuration
 from budgetnet.checkpoint import RUNS
 from budgetnet.config import Config
 from budgetnet.data import Dataset
+from budgetnet.distributed import Group
 from budgetnet.errors import ConfigError
 from budgetnet.progress import Progress
 from budgetnet.runs import Run
@@ -65,9 +66,10 @@ def train(
     if resume and output is None:
         raise ConfigError("resume needs output, the folder of the run to continue")
     texts = [f"--{key}={value}" for key, value in _flat(overrides)]
-    return run_training(
+    folder = Path(output) if output else run_folder(Path(recipe))
+    run_training(
         configuration.load(Path(recipe), texts),
-        Path(output) if output else run_folder(Path(recipe)),
+        folder,
         folder=Path(data) if data else None,
         device=devices.find(device),
         progress=progress.Progress() if quiet else progress.PlainProgress(sys.stdout),
@@ -75,6 +77,7 @@ def train(
         resume=resume,
         report_wanted=report,
     )
+    return runs.read(folder)
 
 
 def run_folder(recipe: Path) -> Path:
@@ -93,9 +96,10 @@ def run_training(
     resume: bool,
     report_wanted: bool,
     fit_memory: bool = False,
+    group: Group | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Run:
-    """`budgetnet.train.train`, with a report at the end where it is wanted; the finished run."""
+) -> dict[str, Any]:
+    """`budgetnet.train.train`, with a report at the end where it is wanted."""
 
     def write_report(dataset: Dataset) -> None:
         if report_wanted:
@@ -103,7 +107,7 @@ def run_training(
             if track:
                 album.for_tracking(run, progress.warn, dataset=dataset, device=device)
 
-    _train(
+    return _train(
         config,
         run,
         folder=folder,
@@ -112,10 +116,10 @@ def run_training(
         track=track,
         resume=resume,
         fit_memory=fit_memory,
+        group=group,
         stop=stop,
         report=write_report,
     )
-    return runs.read(run)
 
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

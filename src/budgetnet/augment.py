@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from budgetnet import draws
 from budgetnet.config import AugmentConfig, ProgressiveConfig
 from budgetnet.policies import augmix, rand_augment, trivial_augment
 
@@ -75,7 +76,7 @@ def random_crop(images: Tensor, padding: int, rng: Generator, border: Border = "
     """
     n, _, h, w = _batch_shape(images)
     _require(0 <= padding < min(h, w), "padding", padding, f"0 or more and less than the smaller side, {min(h, w)}")
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=rng, device=images.device)
+    top, left = draws.randint(0, 2 * padding + 1, (2, n), rng, images.device, dim=1)
     return crop(images, top, left, padding, border)
 
 
@@ -93,7 +94,7 @@ def random_flip(images: Tensor, rng: Generator) -> Tensor:
         ValueError: `images` is no batch.
     """
     n, *_ = _batch_shape(images)
-    return _flip_where(torch.rand(n, generator=rng, device=images.device) < 0.5, images)
+    return _flip_where(draws.rand((n,), rng, images.device) < 0.5, images)
 
 
 def alternating_flip(images: Tensor, indices: Tensor, epoch: int, seed: int) -> Tensor:
@@ -343,14 +344,14 @@ def random_erase(
     _require(0 <= p <= 1, "p", p, "a probability")
     _require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "0 < smallest <= largest <= 1")
     _require(0 < ratio[0] <= ratio[1] < math.inf, "ratio", ratio, "0 < smallest <= largest")
-    draws = torch.rand(2, n, _ERASE_CANDIDATES, generator=rng, device=images.device)
-    area = (draws[0] * (scale[1] - scale[0]) + scale[0]) * (h * w)
-    aspect = (draws[1] * math.log(ratio[1] / ratio[0]) + math.log(ratio[0])).exp()
+    shapes = draws.rand((2, n, _ERASE_CANDIDATES), rng, images.device, dim=1)
+    area = (shapes[0] * (scale[1] - scale[0]) + scale[0]) * (h * w)
+    aspect = (shapes[1] * math.log(ratio[1] / ratio[0]) + math.log(ratio[0])).exp()
     heights, widths = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (heights < h) & (widths < w)
     first = fits.int().argmax(1, keepdim=True)
     height, width = heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
-    coin, row, column = torch.rand(3, n, generator=rng, device=images.device)
+    coin, row, column = draws.rand((3, n), rng, images.device, dim=1)
     height = height * (fits.any(1) & (coin < p))
     # A draw near 1 may round up to the first place outside.
     top = torch.minimum((row * (h - height + 1)).floor(), h - height)
@@ -377,8 +378,8 @@ def cutout(images: Tensor, size: int, rng: Generator, fill: float | Sequence[flo
     """
     n, _, h, w = _batch_shape(images)
     _require(size >= 1, "size", size, "1 pixel or more")
-    row = torch.randint(0, h, (n,), generator=rng, device=images.device)
-    column = torch.randint(0, w, (n,), generator=rng, device=images.device)
+    row = draws.randint(0, h, (n,), rng, images.device)
+    column = draws.randint(0, w, (n,), rng, images.device)
     side = torch.full_like(row, size)
     return fill_rectangles(images, row - size // 2, column - size // 2, side, side, fill)
 
@@ -554,7 +555,7 @@ def _per_channel(name: str, values: float | Sequence[float], images: Tensor, dty
 
 
 def _uniform(n: int, low: float, high: float, rng: Generator, device: torch.device) -> Tensor:
-    return torch.rand(n, generator=rng, device=device).mul_(high - low).add_(low)
+    return draws.rand((n,), rng, device).mul_(high - low).add_(low)
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:

@@ -411,7 +411,16 @@ class Config:
     epochs: int = 200
     """Total number of epochs, also when a run is resumed."""
     batch_size: int = 128
-    """Images a step. On the command line also auto: the recipe's, halved until a step fits in memory."""
+    """Images a step, of all processes together. On the command line also auto: the recipe's, halved until a step fits
+    in memory."""
+    accumulate: int = 1
+    """Pieces that each process computes its images of a step in, one after the other, adding up the gradients: less
+    memory, the same step, but that batch norm has the statistics of a piece."""
+    sync_norm: bool = False
+    """With several processes, take the statistics of batch norm over the images of all of them: as if one process had
+    them all, for two exchanges a norm and step. Without, over each process's own."""
+    exchange: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are rounded to on their way between processes: bf16 halves what is sent."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What training images go through."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -468,6 +477,7 @@ class Config:
         _require(
             self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (batch norm needs more than one image)"
         )
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more pieces")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         _require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a norm above 0, or null")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")

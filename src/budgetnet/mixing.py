@@ -13,8 +13,12 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from budgetnet import draws
 from budgetnet.augment import rectangles
 from budgetnet.config import MixConfig
+
+REACH = {"none": 0, "mixup": 1, "cutmix": 1, "ricap": 3}
+"""How many images before it in the batch each image is mixed with, by the method's name."""
 
 # Each is accepted with a probability of 0.95 or more (Marsaglia and Tsang 2000, figure 2): none, once in 10^10 draws.
 _CANDIDATES = 8
@@ -91,8 +95,8 @@ def cutmix(images: Tensor, targets: Tensor, alpha: float, p: float, rng: Generat
     n, _, h, w = images.shape
     side = (1 - beta(alpha, n, rng, images.device)).sqrt() * _coins(n, p, rng, images.device)
     half_height, half_width = ((side * length / 2).floor().long() for length in (h, w))
-    row = torch.randint(h, (n,), generator=rng, device=images.device)
-    column = torch.randint(w, (n,), generator=rng, device=images.device)
+    row = draws.randint(0, h, (n,), rng, images.device)
+    column = draws.randint(0, w, (n,), rng, images.device)
     return paste(images, targets, row - half_height, column - half_width, 2 * half_height, 2 * half_width)
 
 
@@ -121,12 +125,12 @@ def ricap(images: Tensor, targets: Tensor, alpha: float, p: float, rng: Generato
     mixed = _coins(n, p, rng, images.device)
     height = torch.where(mixed, (beta(alpha, n, rng, images.device) * h).round().long(), h)
     width = torch.where(mixed, (beta(alpha, n, rng, images.device) * w).round().long(), w)
-    draws = torch.rand((2, 4, n), generator=rng, device=images.device)
+    places = draws.rand((2, 4, n), rng, images.device, dim=2)
     # How far each part can be moved in its image: by as much as the other part of the side is long.
     slack_y, slack_x = torch.stack([h - height, h - height, height, height]), torch.stack([w - width, width] * 2)
     # A draw near 1 may round up to the first place outside.
-    top = torch.minimum((draws[0] * (slack_y + 1)).long(), slack_y)
-    left = torch.minimum((draws[1] * (slack_x + 1)).long(), slack_x)
+    top = torch.minimum((places[0] * (slack_y + 1)).long(), slack_y)
+    left = torch.minimum((places[1] * (slack_x + 1)).long(), slack_x)
     return tile(images, targets, height, width, top, left)
 
 
@@ -153,8 +157,8 @@ def beta(alpha: float, n: int, rng: Generator, device: torch.device) -> Tensor:
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha is {alpha}, expected a number above 0")
     d = alpha + 1 - 1 / 3  # of the gamma distribution of alpha + 1, which rejection wants to be 1 or more
-    normal = torch.randn((2, n, _CANDIDATES), generator=rng, device=device)
-    uniform = 1 - torch.rand((2, n, _CANDIDATES + 1), generator=rng, device=device)  # in (0, 1]
+    normal = draws.randn((2, n, _CANDIDATES), rng, device, dim=1)
+    uniform = 1 - draws.rand((2, n, _CANDIDATES + 1), rng, device, dim=1)  # in (0, 1]
     cube = (1 + normal / (9 * d) ** 0.5) ** 3
     log_cube = cube.clamp_min(1e-30).log()
     accepted = (cube > 0) & (uniform[..., 1:].log() < normal**2 / 2 + d * (1 - cube + log_cube))
@@ -244,4 +248,4 @@ def tile(
 def _coins(n: int, p: float, rng: Generator, device: torch.device) -> Tensor:
     if not 0 <= p <= 1:
         raise ValueError(f"p is {p}, expected a probability")
-    return torch.rand(n, generator=rng, device=device) < p
+    return draws.rand((n,), rng, device) < p

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from budgetnet import draws
+
 Operation = Literal[
     "identity",
     "shear_x",
@@ -140,7 +142,7 @@ def trivial_augment(images: Tensor, rng: Generator) -> Tensor:
     Mueller and Hutter 2021, arXiv:2103.10158, table 1.
     """
     n, *_ = _shape(images)
-    level = torch.randint(_LEVELS + 1, (n,), generator=rng, device=images.device) / _LEVELS
+    level = draws.randint(0, _LEVELS + 1, (n,), rng, images.device) / _LEVELS
     return _change(images, _space(0.99, 32, 32, 135, (8, 2), 0.99), level, rng)
 
 
@@ -200,16 +202,16 @@ def augmix(images: Tensor, ops: int, magnitude: float, rng: Generator) -> Tensor
     n, _, h, w = _shape(images)
     space = _space(0.3, w / 3, h / 3, 30, (4.5, 0.5))  # of bits: rounded, 4 less the whole part of 4 levels
     chains = images.repeat(_CHAINS, 1, 1, 1)
-    length = torch.randint(1, ops + 1, (_CHAINS * n,), generator=rng, device=images.device)
+    length = draws.randint(1, ops + 1, (_CHAINS * n,), rng, images.device)
     for place in range(ops):
-        level = torch.rand(_CHAINS * n, generator=rng, device=images.device).mul_(magnitude)
+        level = draws.rand((_CHAINS * n,), rng, images.device).mul_(magnitude)
         chains = _change(chains, space, level, rng, place < length)
     # Exponential variables over their sum are Dirichlet(1, 1, 1).
-    draws = torch.rand((_CHAINS + 1, n, 1, 1, 1), generator=rng, device=images.device)
-    weights = (1 - draws[:_CHAINS]).log_()
+    shares = draws.rand((_CHAINS + 1, n, 1, 1, 1), rng, images.device, dim=1)
+    weights = (1 - shares[:_CHAINS]).log_()
     weights = weights / weights.sum(0).clamp_max(-1e-30)
     mixed = (weights * chains.view(_CHAINS, *images.shape)).sum(0)
-    return images.float().lerp(mixed, draws[_CHAINS]).round_().clamp_(0, 255).to(torch.uint8)
+    return images.float().lerp(mixed, shares[_CHAINS]).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def jensen_shannon(logits: Tensor) -> Tensor:
@@ -285,8 +287,8 @@ def _change(images: Tensor, space: Space, level: Tensor, rng: Generator, changed
     `level` is (n,) in [0, 1], one an image; operations that have two sides take each with probability one half.
     """
     device = images.device
-    which = torch.randint(len(space), (len(images),), generator=rng, device=device)
-    minus = torch.randint(2, (len(images),), generator=rng, device=device)
+    which = draws.randint(0, len(space), (len(images),), rng, device)
+    minus = draws.randint(0, 2, (len(images),), rng, device)
 
     def column(values: Sequence[float]) -> Tensor:
         """One value an image; made by filling: copying a list to a GPU would make the host wait."""

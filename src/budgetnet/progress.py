@@ -68,6 +68,13 @@ class Progress:
         """So many sets of images are scored."""
 
 
+class Mute(Progress):
+    """Silence, and no warnings either: of a process that another one speaks for."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
 class PlainProgress(Progress):
     """A row an epoch, for files and pipes."""
 

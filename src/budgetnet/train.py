@@ -23,12 +23,26 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from budgetnet import __version__, audit, cache, checkpoint, data, devices, evaluate, memory, models, optim, runs
+from budgetnet import (
+    __version__,
+    audit,
+    cache,
+    checkpoint,
+    data,
+    devices,
+    draws,
+    evaluate,
+    memory,
+    models,
+    optim,
+    runs,
+)
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
-from budgetnet.config import Config, load, to_yaml
+from budgetnet.config import Config, Tta, load, to_yaml
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
+from budgetnet.distributed import Group, Part
 from budgetnet.errors import (
     BudgetnetError,
     CheckpointError,
@@ -42,7 +56,7 @@ from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder, hold, is_empty
 from budgetnet.masking import masked
 from budgetnet.metrics import METRICS, SYSTEM, Metrics, of_system
-from budgetnet.mixing import mix
+from budgetnet.mixing import REACH, mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress
 from budgetnet.store import Status
@@ -94,7 +108,14 @@ class Position:
 class Training:
     """All that changes while training, and how it is saved."""
 
-    def __init__(self, config: Config, dataset: Dataset, train_indices: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        train_indices: Tensor,
+        device: torch.device,
+        group: Group | None = None,
+    ) -> None:
         torch.manual_seed(config.seed)
         network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
         if config.init == "kaiming":
@@ -103,10 +124,10 @@ class Training:
             enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
             sample = dataset.train.images[train_indices[: max(1, enough)]]
             network.initialize(normalize(sample, dataset.mean, dataset.std))
-        self.config, self.device = config, device
+        self.config, self.device, self.group = config, device, group or Group()
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.forward: Callable[[Tensor], Tensor] = self.network
+        self.forward: Callable[[Tensor], Tensor] = self.group.connect(self.network, config)
         self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
         self.classes = len(dataset.classes)
         self.images, self.labels = dataset.train.images.to(device), _labels(dataset.train).to(device)
@@ -143,25 +164,37 @@ class Training:
         raw = {"raw": self.lookahead.network if self.lookahead else self.network}
         return {"average": self.average.network} | raw if self.average and self.average.updates else raw
 
-    def loss(self, index: Tensor, seed: int, size: int, *, strong: bool = True) -> tuple[Tensor, Tensor]:
-        """The loss of a batch of training images, and how many of them are classified right, on the device.
+    def loss(
+        self, index: Tensor, seed: int, size: int, *, strong: bool = True, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch of training images, and how many of them are classified right, on the device.
 
         A mixed image is right where the class with the largest share of it is found; of several views of an image the
-        first counts. Nothing here or in `update` makes the host wait for an accelerator.
+        first counts. Nothing here, in `gradient` or in `update` makes the host wait for an accelerator.
 
         Args:
             index: int64 (n,), places in the training set, on the device.
             seed: of augmentation and dropout.
             size: side in pixels that the augmented images are shrunk to.
             strong: whether images are mixed, and augmented by more than crop and flip.
+            part: of the batch that the loss is of, its images augmented and mixed as in the whole; None is all of it.
         """
-        torch.manual_seed(seed)  # for dropout, which draws from the global generator
-        rng = torch.Generator(self.device).manual_seed(seed)
+        first = part.start if part else 0
+        torch.manual_seed(seed + first)  # for dropout, which draws from the global generator
+        partners = 0
+        if part is None or part.whole:
+            rng = torch.Generator(self.device).manual_seed(seed)
+        else:
+            partners = REACH[self.config.mix.name] if strong else 0
+            rows = part.rows(partners, self.device)
+            index, rng = index[rows], draws.Share(rows, part.total).manual_seed(seed)
         x, y = self.augment(self.images[index], index, self.at.epoch, rng, strong=strong), self.labels[index]
         labels = y
         if strong and self.config.mix.name != "none":
             x, y = mix(x, y, self.classes, self.config.mix, rng)
             labels = y.argmax(1)
+        if partners:  # which other parts train on
+            x, y, labels, index = x[partners:], y[partners:], labels[partners:], index[partners:]
         x = resize(x, size)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
@@ -177,26 +210,50 @@ class Training:
             loss = loss + self.config.augment.consistency * jensen_shannon(views)
         return loss, (views[0].detach().argmax(1) == labels).sum()
 
-    def update(self, loss: Tensor, lr: float, again: Callable[[], tuple[Tensor, Tensor]] | None = None) -> None:
-        """Move the weights, and what follows them, against the gradient of the loss.
+    def gradient(self, index: Tensor, seed: int, size: int, *, strong: bool = True) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of a batch's mean loss in the parameters, that of all processes in each.
 
         Args:
-            loss: of the weights as they are.
-            lr: learning rate.
-            again: computes `loss` once more, by the same draws, from weights that have moved; `optimizer.sam` needs it.
+            index: int64 (n,), the whole batch, of which this process computes its part, in as many pieces as
+                `accumulate` says.
+            seed: as for `loss`.
+            size: likewise.
+            strong: likewise.
+
+        Returns:
+            What `loss` does; the sums over the processes are those of the batch.
         """
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses, rights = [], []
+        parts = self.group.parts(len(index), self.config.accumulate)
+        for part in parts:
+            with self.group.holding(self.forward, part is not parts[-1]):
+                loss, right = self.loss(index, seed, size, strong=strong, part=part)
+                if not part.whole:  # gradients of pieces add up, and are averaged over the processes
+                    loss = loss * part.share
+                self.scaler.scale(loss * self.group.size if self.group.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            rights.append(right)
+        return sum(losses[1:], losses[0]), sum(rights[1:], rights[0])
+
+    def update(self, lr: float, again: Callable[[], object] | None = None) -> None:
+        """Move the weights, and what follows them, against the gradient that they have.
+
+        Args:
+            lr: learning rate.
+            again: computes the gradient once more, by the same draws, from weights that have moved; `optimizer.sam`
+                needs it.
+        """
         if self.config.optimizer.sam and again:
             with optim.ascended(self.network, self.config.optimizer.sam):
-                self.optimizer.zero_grad()
-                self.scaler.scale(again()[0]).backward()  # type: ignore[no-untyped-call]
+                again()
         if self.config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         optim.set_learning_rate(self.optimizer, lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.group.average_norms(self.network)
         if self.lookahead:
             self.lookahead.update(self.network)
         if self.average and self.config.ema:
@@ -317,6 +374,7 @@ def train(
     resume: bool = False,
     test: bool = True,
     fit_memory: bool = False,
+    group: Group | None = None,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[Dataset], None] = lambda dataset: None,
     tags: Mapping[str, str] | None = None,
@@ -334,12 +392,13 @@ def train(
         test: test at the end; without, or with `train_on_test`, the summary has no figures of the test images.
         fit_memory: halve the batch size until a step fits in memory; what it comes to is in config.yaml, and a resumed
             run keeps it.
+        group: the processes that train together, each of which makes this call; None is this one alone.
         stop: asked after every step whether to save and leave.
         report: called with the data as it was loaded, once the run is complete, before its files go to MLflow.
         tags: of the run, in MLflow and in its summary, besides its own.
 
     Returns:
-        What summary.json holds.
+        What summary.json holds. Of several processes, the first alone reads and writes the run's folder and MLflow.
 
     Raises:
         BudgetError: the network is over the budget; nothing was read or written.
@@ -354,23 +413,26 @@ def train(
     """
     device = device or torch.device("cpu")
     progress = progress or Progress()
+    group = group or Group()
     test = test and not config.train_on_test
     devices.tune(device)
     config = replace(config, precision=devices.precision(config.precision, device))
     classes = data.num_classes(config.dataset, folder)
     smallest = config.progressive.size or config.image_size
     config = replace(config, model=models.check_budget(config.model, classes, config.budget, smallest))
-    if resume:
-        if fit_memory and (run / "config.yaml").is_file():
-            config = replace(config, batch_size=load(run / "config.yaml").batch_size)
-        _check_resumable(config, run)
-        if summary := _finished(config, run, test):
-            progress.say(f"{run} is finished: there is nothing left to train")
+    if fit_memory and (group.size > 1 or config.accumulate > 1):
+        raise ConfigError("--batch-size auto is of one process, and of accumulate 1: give a number")
+    if fit_memory and resume and (run / "config.yaml").is_file():
+        config = replace(config, batch_size=load(run / "config.yaml").batch_size)
+    if summary := group.lead(lambda: _found(config, run, test, resume)):
+        progress.say(f"{run} is finished: there is nothing left to train")
+        if group.leader:
             _tidy_up(config, run, summary, track and is_unsent(run), progress)
-            return summary
-    else:
-        _require_new(run)
-    dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
+        return summary
+    with group.in_turn():
+        dataset = data.load(
+            config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode
+        )
     train_indices, val_indices = data.split(
         _labels(dataset.train), config.val_size, config.split_seed, config.train_size
     )
@@ -385,29 +447,31 @@ def train(
     if fit_memory and not resume:
         config = replace(config, batch_size=_fitting_batch(config, dataset, train_indices, device))
         progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
-    training = Training(config, dataset, train_indices, device)
-    with hold(run, progress.warn) as place:
-        if not resume:
+    group.require(config, min(map(len, data.batches(train_indices, config.batch_size))))
+    training = Training(config, dataset, train_indices, device, group)
+    with hold(run, progress.warn) if group.leader else contextlib.nullcontext() as place:
+        if place and not resume:
             _require_new(run)  # another may have been here in the meantime
         # A run that died before its first checkpoint begins again.
-        elif found := place.load(progress.warn):
+        if found := group.lead(lambda: place.load(progress.warn) if place and resume else None):
             training.load(*found, dataset.checksum)
             if config.epochs < training.at.epoch:
                 raise ConfigError(
                     f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give "
                     "more"
                 )
-        remove(run / "summary.json")  # of fewer epochs than are asked for now
-        atomic_write(run / "config.yaml", to_yaml(config).encode())
         metrics, system = Metrics(run / METRICS), Metrics(run / SYSTEM)
-        for file in (metrics, system):
-            file.truncate(training.at.epoch)
+        if place:
+            remove(run / "summary.json")  # of fewer epochs than are asked for now
+            atomic_write(run / "config.yaml", to_yaml(config).encode())
+            for file in (metrics, system):
+                file.truncate(training.at.epoch)
         sizes = len(train_indices), len(val_indices)
         tags = _tags(config, dataset, sizes, training.network, device) | dict(tags or {})
         if training.teachers:
             tags["teachers"] = ", ".join(training.teachers.digests)
         progress.begin(config, dataset, run, tags)
-        tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track)
+        tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track and group.leader)
         tracker.start(run.resolve().name, asdict(config), tags)
         try:
             try:
@@ -415,9 +479,11 @@ def train(
                 _fit(config, dataset, split, place, training, (metrics, system), tracker, progress, stop)
             finally:
                 progress.end()
-            summary = _test(config, dataset, run, training.at, device, tags, test)
-            place.require()
-            atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            summary = _test(config, dataset, run, training.at, device, tags, test, group)
+            group.leave()
+            if place:
+                place.require()
+                atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
         except BaseException as error:
             status: Status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
             tracker.finish(status, [], None, None, {})
@@ -427,8 +493,9 @@ def train(
             if advice:
                 raise TrainingError(advice) from error
             raise
-        report(loaded)
-        _send_results(tracker, run, summary, dataset)
+        if place:
+            report(loaded)
+            _send_results(tracker, run, summary, dataset)
     return summary
 
 
@@ -459,25 +526,27 @@ def _fit(
     config: Config,
     dataset: Dataset,
     split: tuple[Tensor, Tensor],
-    place: RunFolder,
+    place: RunFolder | None,
     training: Training,
     files: tuple[Metrics, Metrics],
     tracker: Tracker,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> None:
-    """The training loop: from where `training` stands to the last epoch. Writes checkpoints and best.safetensors."""
-    device, at = training.device, training.at
+    """The training loop: from where `training` stands to the last epoch. Writes checkpoints and best.safetensors, in
+    `place`, which the first of several processes has."""
+    device, at, group = training.device, training.at, training.group
     if config.compile:
-        training.forward = torch.compile(training.network)
+        training.forward = torch.compile(training.forward)
     train_indices, val_indices = split
     val_images, val_labels = dataset.train.images[val_indices], _labels(dataset.train)[val_indices]
     steps = len(data.batches(train_indices, config.batch_size))
     patience = config.patience if config.val_size else None
     metrics, system = files
-    usage = Usage(place.path, device)
+    usage = Usage(place.path if place else Path(), device)
     clock = time.monotonic() - at.seconds
     saved = seen = at.seconds
+    look = not _LOOK_EVERY[device.type]
     pending: list[tuple[int, int, Tensor, Tensor]] = []  # step, images, loss and right answers, still on the device
 
     def learning_rate(step: int) -> float:
@@ -486,7 +555,8 @@ def _fit(
 
     def settle() -> None:
         """Wait for the device, and take note of what came of the steps since the last time."""
-        outcomes = torch.stack([value.float() for *_, loss, correct in pending for value in (loss, correct)]).tolist()
+        values = [value.float() for *_, loss, correct in pending for value in (loss, correct)]
+        outcomes = group.sum(torch.stack(values)).tolist()
         for (step, images, _, _), loss, correct in zip(pending, outcomes[::2], outcomes[1::2], strict=True):
             if not math.isfinite(loss):
                 where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
@@ -509,13 +579,11 @@ def _fit(
             size = progressive_size(config.progressive, done, training.images.shape[-1])
             strong = done < config.augment.until
             seed = data.step_seed(config.seed, at.epoch, at.step)
-            compute = partial(training.loss, batch, seed, size, strong=strong)
-            loss, correct = compute()
-            pending.append((at.step, len(batch), loss.detach(), correct))
-            look = time.monotonic() - clock - seen >= _LOOK_EVERY[device.type]
+            compute = partial(training.gradient, batch, seed, size, strong=strong)
+            pending.append((at.step, len(batch), *compute()))
             if look:
                 settle()
-            training.update(loss, learning_rate(at.step), compute)
+            training.update(learning_rate(at.step), compute)
 
             at.step += 1
             at.epoch_seconds += time.monotonic() - started
@@ -523,11 +591,13 @@ def _fit(
             if look:
                 seen = at.seconds
                 progress.step(at, steps, learning_rate(at.step - 1))
-            asked = stop()
-            if asked or (at.step < steps and _due(config, at.step, at.seconds - saved)):
+            due = at.step < steps and _due(config, at.step, at.seconds - saved)
+            asked, due, look = group.agree(stop(), due, at.seconds - seen >= _LOOK_EVERY[device.type])
+            if asked or due:
                 if pending:
                     settle()
-                place.save(training.state(dataset.checksum))
+                if place:
+                    place.save(training.state(dataset.checksum))
                 saved = at.seconds
             if asked:
                 raise Interrupted
@@ -553,10 +623,8 @@ def _fit(
             scores: dict[str, evaluate.Scores] = {}
             try:
                 for name, network in candidates.items():
-                    logits = evaluate.predict_logits(
-                        network, val_images, dataset.mean, dataset.std, precision=PRECISIONS[config.precision]
-                    )
-                    scores[name] = evaluate.score(logits, val_labels)
+                    predict = partial(_predict, network, mean=dataset.mean, std=dataset.std, config=config)
+                    scores[name] = evaluate.score(group.logits(predict, val_images), val_labels)
             except CheckpointError as error:
                 raise TrainingError(_diverged(f"after epoch {at.epoch}, {error}", config, row["lr"])) from error
             kept = max(scores, key=lambda name: scores[name].accuracy)
@@ -567,19 +635,22 @@ def _fit(
             training.plateau.update(scores[kept].loss)
             better = scores[kept].accuracy > at.best_accuracy
             at.best_accuracy = max(scores[kept].accuracy, at.best_accuracy)
-        place.require()
         if better:
             at.best_epoch, at.best_weights = at.epoch, kept
-            _keep(candidates[kept], config, dataset, place.path, at)
+        if place:
+            place.require()
+            if better:
+                _keep(candidates[kept], config, dataset, place.path, at)
         saved = at.seconds = time.monotonic() - clock
         row |= {"images_per_second": speed, "seconds": at.seconds}
-        used = usage.read()
-        metrics.append(row)
-        system.append({"epoch": at.epoch, **used})
-        place.save(training.state(dataset.checksum))
-        tracker.log_epoch(row | of_system(used))
+        if place:
+            used = usage.read()
+            metrics.append(row)
+            system.append({"epoch": at.epoch, **used})
+            place.save(training.state(dataset.checksum))
+            tracker.log_epoch(row | of_system(used))
         progress.epoch(row, better)
-        if stop():
+        if group.agree(stop())[0]:
             raise Interrupted
 
 
@@ -614,20 +685,20 @@ def _test(
     device: torch.device,
     tags: Mapping[str, str],
     wanted: bool,
+    group: Group,
 ) -> dict[str, Any]:
     """Test the chosen weights, where wanted: the one time that the test images are looked at. Sum the run up."""
-    best = checkpoint.load_classifier(run)
+    best = group.lead(lambda: checkpoint.load_classifier(run))
     network = best.network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     test: dict[str, Any] = {}
     views = dict.fromkeys(("none", config.tta)) if wanted else {}
     for tta in views:
-        logits = evaluate.predict_logits(
-            network, dataset.test.images, best.mean, best.std, tta=tta, precision=PRECISIONS[config.precision]
-        )
+        predict = partial(_predict, network, mean=best.mean, std=best.std, config=config, tta=tta)
+        logits = group.logits(predict, dataset.test.images)
         test[tta] = evaluate.score(logits, _labels(dataset.test)).to_dict()
-        if tta == config.tta:
+        if tta == config.tta and group.leader:
             runs.keep_predictions(run, logits, _labels(dataset.test))
     final: dict[str, Any] = {f"test_{key}": test["none"][key] for key in ("accuracy", "loss", "ece") if wanted}
     if config.tta in test and config.tta != "none":
@@ -646,8 +717,29 @@ def _test(
         "budget": config.budget,
         "tags": dict(tags),
         "versions": _versions(),
-        "hardware": devices.hardware(device),
+        "hardware": devices.hardware(device) | ({"processes": group.size} if group.size > 1 else {}),
     }
+
+
+def _predict(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    config: Config,
+    tta: Tta = "none",
+) -> Tensor:
+    return evaluate.predict_logits(network, images, mean, std, tta=tta, precision=PRECISIONS[config.precision])
+
+
+def _found(config: Config, run: Path, test: bool, resume: bool) -> dict[str, Any] | None:
+    """What a new run, or one that is resumed, finds: nothing, or a summary after which nothing is left to train."""
+    if not resume:
+        _require_new(run)
+        return None
+    _check_resumable(config, run)
+    return _finished(config, run, test)
 
 
 def _check_resumable(config: Config, run: Path) -> None:
@@ -667,8 +759,9 @@ def _fitting_batch(config: Config, dataset: Dataset, train_indices: Tensor, devi
         training = Training(config, dataset, train_indices, device)
         training.network.train()
         batch = train_indices[torch.arange(size) % len(train_indices)].to(device)
-        compute = partial(training.loss, batch, 0, training.images.shape[-1])
-        training.update(compute()[0], config.optimizer.lr, compute)
+        compute = partial(training.gradient, batch, 0, training.images.shape[-1])
+        compute()
+        training.update(config.optimizer.lr, compute)
 
     return memory.fitting_batch(config.batch_size, step, device)
 

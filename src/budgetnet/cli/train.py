@@ -6,10 +6,13 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from budgetnet import launcher
 from budgetnet.cli.common import EXAMPLES, progress_on
 from budgetnet.errors import ConfigError
 
@@ -19,6 +22,22 @@ if TYPE_CHECKING:
 
 def run(arguments: list[str]) -> int:
     """Train by a recipe, or go on with a run; the arguments are those after `train`."""
+    try:
+        ready = _prepare(arguments)
+    except ConfigError:
+        if launcher.rank():  # the first process says the same
+            return 1
+        raise
+    try:
+        return ready()
+    except KeyboardInterrupt:
+        if launcher.rank():
+            return 130
+        raise
+
+
+def _prepare(arguments: list[str]) -> Callable[[], int]:
+    """Read the options; what is to be done then."""
     import jsonargparse
 
     from budgetnet import config as configuration
@@ -38,7 +57,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", metavar="RUN", help="the run's folder; null is runs/RECIPE-TIME")
     parser.add_argument("--resume", action="store_true", help="continue RUN where it stopped, exactly")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="processes that share each batch, on a GPU of this machine each, or its CPU",
+    )
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of all processes together; 0 is one a core")
     parser.add_argument("--no_track", action="store_true", help="leave MLflow out")
     parser.add_argument("--no_report", action="store_true", help="write no report.html at the end")
     parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
@@ -48,7 +73,7 @@ def run(arguments: list[str]) -> int:
     configuration.add_options(parser)
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
-        return 0
+        return lambda: 0
     arguments, fit_memory = without_auto_batch(arguments)
     config, options = configuration.parse(parser, arguments)
     run = Path(options.output) if options.output else None
@@ -62,14 +87,24 @@ def run(arguments: list[str]) -> int:
         config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
     if options.threads < 0:
         raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
+    if options.devices < 1:
+        raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
     if options.print_config:
         print(configuration.to_yaml(config), end="")
-        return 0
+        return lambda: 0
+    if run is None and launcher.restarts()[1]:
+        raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
+    if options.devices > 1 and fit_memory:
+        raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
     if run is None:
         from budgetnet import api
 
         run = api.run_folder(Path(options.recipe_file))
-    return _run_training(config, options, run, progress_on(options.json or options.quiet, sys.stdout), fit_memory)
+    if options.devices > 1:
+        command = ["train", *arguments, "--devices", "1", "--output", str(run)]
+        return partial(launcher.launch, command, options.devices)
+    progress = progress_on(options.json or options.quiet, sys.stdout)
+    return partial(_run_training, config, options, run, progress, fit_memory)
 
 
 def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
@@ -84,19 +119,20 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
 
 
 def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
-    import torch
-
-    from budgetnet import api, devices
-    from budgetnet.progress import summary_lines
+    from budgetnet import api, distributed
+    from budgetnet.progress import Mute, summary_lines
     from budgetnet.train import Interrupted
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = devices.find(options.device)
+    leader, alone = launcher.rank() == 0, launcher.size() == 1
+    if not leader:
+        progress = Mute()
+    distributed.set_threads(options.threads)
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
+        if alone or not progress.begun:
+            # A second one ends the program at once. Of several processes, who started them sees to that.
+            signal.signal(number, before[signal.Signals(number)])
         if not progress.begun:
             signal.raise_signal(number)
         caught.append(number)
@@ -104,30 +140,36 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        summary = api.run_training(
-            config,
-            run,
-            folder=Path(options.data) if options.data else None,
-            device=device,
-            progress=progress,
-            track=not options.no_track,
-            resume=options.resume,
-            report_wanted=not options.no_report,
-            fit_memory=fit_memory,
-            stop=lambda: bool(caught),
-        ).summary
+        device = distributed.device(options.device)
+        with distributed.join(device) as group:
+            run = group.lead(lambda: run)  # whose name is a time, unless it was given
+            restarted = group.lead(lambda: launcher.restarts()[0] > 0 and (run / "config.yaml").is_file())
+            summary = api.run_training(
+                config,
+                run,
+                folder=Path(options.data) if options.data else None,
+                device=device,
+                progress=progress,
+                track=not options.no_track,
+                resume=options.resume or restarted,
+                report_wanted=not options.no_report,
+                fit_memory=fit_memory,
+                group=group,
+                stop=lambda: bool(caught),
+            )
     except Interrupted:
-        print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
-        return 128 + caught[0]
+        if leader:
+            print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
+        return 128 + (caught[0] if caught else signal.SIGTERM)  # another process was told
     except KeyboardInterrupt:
-        if (run / "last.ckpt").is_file():
+        if leader and (run / "last.ckpt").is_file():
             print(f"to go on from {run / 'last.ckpt'}: {_resume_command(run, options)}", file=sys.stderr)
         raise
     finally:
         progress.end()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if options.json:
+    if options.json and leader:
         print(json.dumps(summary))
     for line in summary_lines(summary, run):
         progress.say(line)
@@ -135,9 +177,11 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
 
 
 def _resume_command(run: Path, options: Any) -> str:
-    again = ["budgetnet", "train", "--resume", "--output", str(run)]
+    here = launcher.local_size() == launcher.size()  # else each machine has a command of its own
+    again = [*([] if here else ["torchrun", "...", "-m"]), "budgetnet", "train", "--resume", "--output", str(run)]
     again += ["--data", options.data] if options.data else []
     again += ["--device", options.device] if options.device != "auto" else []
+    again += ["--devices", str(launcher.size())] if here and launcher.size() > 1 else []
     again += ["--threads", str(options.threads)] if options.threads else []
     again += ["--no-track"] if options.no_track else []
     again += ["--no-report"] if options.no_report else []
