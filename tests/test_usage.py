@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from budgetnet import usage as module
 from budgetnet.usage import NAMES, Usage
 
 
@@ -30,3 +31,8 @@ def test_memory_is_what_the_kernel_counts_and_time_is_the_process_own(tmp_path):
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     assert found["process_memory_usage_megabytes"] == pytest.approx(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, rel=0.05)
     assert found["process_cpu_utilization_percentage"] == pytest.approx(busy, rel=0.3)
+
+
+def test_a_machine_without_psutil_trains_and_tells_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert Usage(tmp_path, torch.device("cpu")).read() == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,15 +30,16 @@ class Usage:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        import psutil
-
         self._folder = folder
         self._device = device
-        self._process = psutil.Process()
+        # Training goes without it: a machine with a GPU may have little more than torch.
+        self._process = None if find_spec("psutil") is None else importlib.import_module("psutil").Process()
         self.read()
 
     def read(self) -> dict[str, float]:
-        """What was used since the last time, under the names of `NAMES`; the last only on CUDA."""
+        """What was used since the last time, under the names of `NAMES`; the last only on CUDA, none without psutil."""
+        if self._process is None:
+            return {}
         import psutil
 
         found = {
