@@ -186,7 +186,7 @@ def mlflow_copy(folder: Path) -> dict[str, Any]:
         models = database.execute("select model_id, status, lifecycle_stage from logged_models").fetchall()
         outputs = database.execute("select destination_id from inputs").fetchall()
         inputs = database.execute(
-            "select input_tags.value, name, digest, dataset_source_type, dataset_source, dataset_schema, "
+            "select input_tags.value, datasets.name, digest, dataset_source_type, dataset_source, dataset_schema, "
             "dataset_profile from inputs join datasets on source_id = dataset_uuid "
             "left join input_tags on input_tags.input_uuid = inputs.input_uuid "
             "where inputs.source_type = 'DATASET' order by 1, 2, 3"

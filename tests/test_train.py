@@ -222,6 +222,7 @@ def test_a_run_folder_holds_what_was_promised(whole):
         "predictions.safetensors",
         "previous.ckpt",
         "summary.json",
+        "system.csv",
     }
     assert configuration.load(whole / "config.yaml") == TINY
     summary = json.loads((whole / "summary.json").read_text())

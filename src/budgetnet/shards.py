@@ -363,7 +363,7 @@ def load(
         part.touch()
         for _ in work(part, range(len(pieces))):
             pass
-        pixels = torch.from_numpy(np.fromfile(part, np.uint8).reshape(shape))
+        pixels = torch.frombuffer(bytearray(part.read_bytes()), dtype=torch.uint8).reshape(shape)
     return pixels, describe(pixels)
 
 
@@ -388,7 +388,7 @@ def decode(index: Index, image_size: int) -> Iterator[Pixels]:
             _require_rows(pieces[i], count)
             waiting.add(i)
             while at in waiting:
-                yield np.fromfile(parts[at], np.uint8).reshape(-1, 3, image_size, image_size)
+                yield np.frombuffer(parts[at].read_bytes(), np.uint8).reshape(-1, 3, image_size, image_size)
                 parts[at].unlink()
                 at += 1
 

@@ -183,6 +183,7 @@ class Copy:
     def inputs(self, inputs: Sequence[Input]) -> None:
         """Send the data that the run was trained, validated and tested on."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         new = [
             DatasetInput(
@@ -193,7 +194,12 @@ class Copy:
             if (each.name, each.digest) not in self._inputs
         ]
         if new:
-            self._client.log_inputs(self.run_id, datasets=new)
+            try:
+                self._client.log_inputs(self.run_id, datasets=new)
+            except MlflowException:
+                # MLflow looks for a data set and then adds it: of two runs that begin together, one is refused. By now
+                # it is there.
+                self._client.log_inputs(self.run_id, datasets=new)
         self._inputs |= {(each.name, each.digest) for each in inputs}
 
     def rows(self, rows: Sequence[Mapping[str, float]]) -> None:

@@ -45,7 +45,9 @@ MOST_REFUSED = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is to be searched."""
+    """What is to be searched, and when a trial is stopped early: below the median of those before it, or by successive
+    halving (Li et al. 2020, arXiv:1810.05934).
+    """
 
     recipe: Path
     """What all trials have in common."""
@@ -57,8 +59,7 @@ class Sweep:
     """Options of all trials, as on the command line."""
     pruner: Literal["median", "halving", "none"] = "median"
     """When a trial is stopped early: when its validation accuracy is below the median of those before it at the same
-    epoch (from the sixth on), or below the best quarter at epochs 1, 4, 16, ... (successive halving, Li et al. 2020,
-    arXiv:1810.05934)."""
+    epoch (from the sixth on), or below the best quarter at epochs 1, 4, 16, ... (successive halving)."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:

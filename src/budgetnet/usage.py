@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,8 +31,11 @@ class Usage:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder = folder
         self._device = device
-        # Training goes without it: a machine with a GPU may have little more than torch.
-        self._process = None if find_spec("psutil") is None else importlib.import_module("psutil").Process()
+        self._process = None
+        if find_spec("psutil"):  # training goes without: a machine with a GPU may have little more than torch
+            import psutil
+
+            self._process = psutil.Process()
         self.read()
 
     def read(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Makes the pictures of MLflow's page in this folder, by the real commands and a real browser.
 
-python docs/images/mlflow.py
+python docs/images/mlflow_ui.py
 
 Two short runs on digits are trained in a temporary folder; it takes about a minute, and needs Chromium.
 """
