@@ -38,23 +38,16 @@ def take(page: Page, url: str, run_id: str) -> None:
     page.goto(f"{url}/#/experiments/1/runs?workflowType=machine_learning")
     page.get_by_role("link", name="lr-0.1", exact=True).first.wait_for()
     page.locator('button[aria-label="Close"]').last.click()  # of what is said about the assistant
-    page.get_by_role("button", name="Columns").click()
-    for column in ("Source", "Models"):
-        page.locator(f'[title="{column}"]').last.click()
-    for column in ("final/test_accuracy", "final/val_accuracy", "optimizer.lr"):
-        page.get_by_placeholder("Search columns").fill(column)
-        page.locator(f'[title="{column}"]').last.click()
-    page.keyboard.press("Escape")
     shoot(page, "runs")
     run = f"{url}/#/experiments/1/runs/{run_id}"
     page.goto(run)
     page.get_by_text("test images are classified right").first.wait_for()
     shoot(page, "run")
+    page.set_viewport_size({"width": 1280, "height": 1600})  # they are drawn when they are in sight
     page.goto(f"{run}/model-metrics")
-    page.get_by_text("val_accuracy").first.wait_for()
-    page.locator('[role="button"]', has_text="final").first.click()  # single points, which would come first
-    page.locator(".js-plotly-plot .trace").nth(5).wait_for()
+    page.locator(".js-plotly-plot .trace .point").nth(20).wait_for(state="attached")
     shoot(page, "charts")
+    page.set_viewport_size({"width": 1280, "height": 800})
     page.goto(f"{run}/artifacts/report.html")
     page.frame_locator("iframe").get_by_role("heading", name="lr-0.1: report").wait_for()
     shoot(page, "report")
