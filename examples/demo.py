@@ -57,7 +57,7 @@ In {RUN} are
   summary.json      final figures
   submission.csv    ID,Labels
 The MLflow record is in mlflow.db:
-  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db
+  .venv/bin/budgetnet ui
 
 The same on CIFAR-10 (downloaded on first use, or read from --data DIR):
   .venv/bin/budgetnet train recipes/quick.yaml""")

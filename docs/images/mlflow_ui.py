@@ -43,9 +43,11 @@ def take(page: Page, url: str, run_id: str) -> None:
     page.goto(run)
     page.get_by_text("test images are classified right").first.wait_for()
     shoot(page, "run")
-    page.set_viewport_size({"width": 1280, "height": 1600})  # they are drawn when they are in sight
+    page.set_viewport_size({"width": 1280, "height": 1200})  # they are drawn when they are in sight
     page.goto(f"{run}/model-metrics")
-    page.locator(".js-plotly-plot .trace .point").nth(20).wait_for(state="attached")
+    page.locator(".js-plotly-plot .trace .point").nth(4).wait_for(state="attached")
+    page.get_by_text("final", exact=False).first.click()  # folds single points, which come first
+    page.locator(".js-plotly-plot .trace .point").nth(30).wait_for(state="attached")
     shoot(page, "charts")
     page.set_viewport_size({"width": 1280, "height": 800})
     page.goto(f"{run}/artifacts/report.html")
