@@ -225,6 +225,14 @@ def test_the_charts_of_a_run_are_drawn_with_a_point_an_epoch(page, served, work,
 
 
 @pytest.mark.browser
+def test_the_pictures_among_the_artifacts_are_shown(page, served, work):
+    page.goto(run_page(work, served[1], "/artifacts/pictures/confusion.png"))
+    picture = page.locator('img[src^="blob:"]').first
+    picture.wait_for(state="attached", timeout=60_000)
+    page.wait_for_function("image => image.naturalWidth > 400", arg=picture.element_handle())
+
+
+@pytest.mark.browser
 def test_the_report_among_the_artifacts_is_shown_with_its_curves_and_images(page, served, work):
     page.goto(run_page(work, served[1], "/artifacts/report.html"))
     report = page.frame_locator("iframe")
