@@ -14,6 +14,7 @@ import no_network
 import pytest
 import torch
 import yaml
+from chromium import CHROMIUM
 
 from budgetnet import config as configuration
 from budgetnet import evaluate
@@ -33,6 +34,16 @@ def real_data() -> pathlib.Path:
     if not folder:
         pytest.skip("BUDGETNET_DATA is not set: no real CIFAR-10 to test on")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="there is no playwright: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        # As root, as in many a container, Chromium runs only without its sandbox; it visits this machine alone.
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

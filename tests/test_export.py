@@ -7,7 +7,6 @@ import io
 import json
 import pathlib
 import re
-import shutil
 import sys
 import threading
 import zipfile
@@ -19,6 +18,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from chromium import CHROMIUM
 from PIL import Image
 from torch import nn
 
@@ -31,7 +31,6 @@ from budgetnet.errors import BudgetError, BudgetnetError, CheckpointError, Confi
 
 ROOT = pathlib.Path(__file__).parent.parent
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web" / "dist" / "ort.wasm.min.js"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,17 @@
 import base64
 import io
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from chromium import CHROMIUM
 from PIL import Image
 from serving import HOST, serving
 
 from budgetnet import serve
 from budgetnet.guard import Limits
 from budgetnet.serve import Demo, Example
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [
     pytest.mark.browser,
@@ -59,16 +57,6 @@ def url():
     limits = Limits(body_bytes=100_000)
     with serving(serve.application(demo, limits), limits) as port:
         yield f"http://{HOST}:{port}"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="there is no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        # As root, as in many a container, Chromium runs only without its sandbox; it visits this machine alone.
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

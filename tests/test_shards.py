@@ -491,7 +491,7 @@ def test_what_was_decoded_before_a_death_is_not_decoded_again_if_it_is_whole(kin
 
 
 MEASURE = """
-import sys, threading
+import ctypes, gc, sys, threading
 from pathlib import Path
 import torch
 from budgetnet import data
@@ -503,6 +503,8 @@ def anonymous():
     return 1024 * int(line.split()[1])
 
 def measured(work):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what was let go before would be used again, and not be seen
     before = peak = anonymous()
     over = threading.Event()
     def watch():
@@ -561,7 +563,7 @@ def test_shards_are_decoded_and_trained_on_in_a_fraction_of_the_memory_of_their_
     assert same == "True"
     assert int(made) < decoded / 2
     assert int(trained) < decoded / 2
-    assert int(held) > 0.6 * decoded * 2 / 3  # the measure sees what is held, less what is let go meanwhile
+    assert int(held) > 0.9 * decoded * 2 / 3  # the measure sees what is held in memory
 
 
 def resident(path, size):

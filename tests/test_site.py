@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,13 +17,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from chromium import CHROMIUM
 
 from budgetnet import cli, models
 from budgetnet.config import Config, ModelConfig, StageConfig
 from budgetnet.models import blocks
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
 
 # What makes a browser fetch; links that a reader may follow are not among it.
@@ -246,16 +245,6 @@ def test_the_code_that_the_guide_shows_for_a_block_and_a_trick_works():
 
 
 # ---------------------------------------------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def watched(browser, **options):

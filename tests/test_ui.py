@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from chromium import CHROMIUM
 
 from budgetnet import cli, ui, words
 from budgetnet.errors import ConfigError
 from budgetnet.store import Record
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(autouse=True)
@@ -160,15 +159,6 @@ def test_all_of_it_is_one_process_that_only_this_machine_reaches(served):
     assert listening == ["127.0.0.1"]
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "rebound.example"}), timeout=30)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="there is no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

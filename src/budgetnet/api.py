@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 
 from budgetnet import album, devices, progress, report, runs
 from budgetnet import config as configuration
-from budgetnet.checkpoint import RUNS
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
@@ -66,7 +64,7 @@ def train(
     if resume and output is None:
         raise ConfigError("resume needs output, the folder of the run to continue")
     texts = [f"--{key}={value}" for key, value in _flat(overrides)]
-    folder = Path(output) if output else run_folder(Path(recipe))
+    folder = Path(output) if output else configuration.run_folder(Path(recipe))
     run_training(
         configuration.load(Path(recipe), texts),
         folder,
@@ -78,11 +76,6 @@ def train(
         report_wanted=report,
     )
     return runs.read(folder)
-
-
-def run_folder(recipe: Path) -> Path:
-    """The folder of a run by that recipe which was given no other."""
-    return RUNS / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def run_training(

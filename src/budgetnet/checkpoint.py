@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from budgetnet import config as configuration
 from budgetnet import devices, models
 from budgetnet.classifier import Classifier as Classifier
-from budgetnet.config import ModelConfig
+from budgetnet.config import RUNS, ModelConfig
 from budgetnet.data import CIFAR10_CLASSES
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
 from budgetnet.files import atomic_write
@@ -38,8 +38,6 @@ CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
 WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
-RUNS = Path("runs")
-"""Where runs are that were given no other folder."""
 
 # What the reference project's networks were trained with (its stds are averages of per-image stds).
 REFERENCE_MEAN = (0.4914, 0.4822, 0.4465)

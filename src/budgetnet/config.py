@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -30,6 +31,14 @@ _DEEPEST = 20
 _BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 DatasetName = Literal["cifar10", "cifar100", "folder", "digits"]
 Tta = Literal["none", "flip", "flip-shift", "crops"]
+
+RUNS = Path("runs")
+"""Where runs are that were given no other folder."""
+
+
+def run_folder(recipe: Path) -> Path:
+    """The folder of a run by that recipe which was given no other."""
+    return RUNS / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _require(condition: bool, option: str, found: Any, expected: str) -> None:

@@ -92,10 +92,7 @@ def draw_network(network: nn.Module, path: Path, title: str, image_size: int) ->
         f"{multiply_adds / 1e6:,.1f} million multiply-adds"
     )
     width = max(width, len(subtitle) * _CHARACTER + 2 * _GAP)
-    figure = _figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
+    figure, axes = _canvas(width, height)
     axes.text(_GAP, _GAP + _LINE * 0.6, title, fontsize=15, fontweight="bold", va="center")
     axes.text(_GAP, _GAP + _LINE * 2.0, subtitle, fontsize=_FONT, color="#444444", va="center")
     x, top = _GAP, _GAP + 3.2 * _LINE
@@ -134,10 +131,7 @@ def draw_shift(scores: ShiftScores, path: Path, title: str) -> None:
     width = name_width + (len(severities) + 1) * cell[0] + gap + 2 * _GAP
     width = max(width, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
     height = top + len(names) * cell[1] + gap + 2.6 * _LINE + _GAP
-    figure = _figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
+    figure, axes = _canvas(width, height)
     axes.text(_GAP, _GAP + 3, title, fontsize=12, fontweight="bold", va="center")
     clean = (
         f"accuracy in % by severity; clean, the lightest: {100 * scores.clean.accuracy:.2f} ({scores.images:,} images)"
@@ -199,10 +193,8 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path
     margin = max(40.0, *(len(name) * _CHARACTER + 14 for name in names)) if names else 24.0
     left, top = _GAP + margin, 3.4 * _LINE + margin
     width = max(left + len(classes) * side + _GAP, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
-    figure = _figure(width, top + len(classes) * side + _GAP)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(top + len(classes) * side + _GAP, 0))
-    axes.axis("off")
+    height = top + len(classes) * side + _GAP
+    figure, axes = _canvas(width, height)
     axes.text(_GAP, _GAP, title, fontsize=12, fontweight="bold", va="center", parse_math=False)
     axes.text(_GAP, _GAP + 1.5 * _LINE, "rows: what it is; columns: taken for", fontsize=_FONT, color="#444444")
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
@@ -211,7 +203,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path
     axes.imshow(
         [[share**0.5 for share in row] for row in shares], "Blues", aspect="auto", vmin=0, vmax=1, extent=extent
     )
-    axes.set(xlim=(0, width), ylim=(top + len(classes) * side + _GAP, 0))
+    axes.set(xlim=(0, width), ylim=(height, 0))  # which the image has moved
     label: dict[str, Any] = {"fontsize": _FONT, "parse_math": False}
     for i, name in enumerate(names):
         middle = (i + 0.5) * side
@@ -244,9 +236,7 @@ def draw_grid(images: Tensor, captions: Sequence[tuple[str, str]], path: Path, t
     high, top = side + 2 * _LINE + 10, 2.4 * _LINE + 6
     width = max(across * (side + 8) + 2 * _GAP, len(title) * 1.25 * _CHARACTER + 2 * _GAP)
     height = top + -(-len(images) // across) * high + _PAD
-    figure = _figure(width, height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
+    figure, axes = _canvas(width, height)
     axes.text(_GAP, _GAP, title, fontsize=12, fontweight="bold", va="center", parse_math=False)
     most = int(side / _CHARACTER)
     for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
@@ -257,7 +247,7 @@ def draw_grid(images: Tensor, captions: Sequence[tuple[str, str]], path: Path, t
             weight = "normal" if j else "bold"
             at = (x, y + side + (j + 0.6) * _LINE)
             axes.text(*at, shortened(text, most), fontsize=_FONT, fontweight=weight, va="center", parse_math=False)
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set(xlim=(0, width), ylim=(height, 0))  # which the images have moved
     _save(figure, path)
 
 
@@ -278,14 +268,17 @@ def require_picture(path: Path) -> None:
         raise BudgetnetError(f"a picture needs matplotlib ({error}): pip install 'budgetnet[picture]'") from error
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty picture of that size in points."""
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty picture of that size in points, which its axes count from the upper left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72))
     FigureCanvasAgg(figure)  # no display, and nothing of pyplot's global state
-    return figure
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> None:

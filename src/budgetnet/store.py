@@ -386,7 +386,10 @@ def usual() -> str:
     Raises:
         BudgetnetError: it is the latter, and not there.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_store()
+    return _there(os.environ.get("MLFLOW_TRACKING_URI") or _default_store())
+
+
+def _there(uri: str) -> str:
     if uri == _default_store() and not (Path.cwd() / "mlflow.db").is_file():
         raise BudgetnetError(
             "there is no mlflow.db in this folder: go to the one with the runs, or set MLFLOW_TRACKING_URI"
@@ -447,11 +450,7 @@ def ask(work: Callable[[Any, str], T], run: Path | None = None) -> T:
         BudgetnetError: `work` raised it, MLflow is not installed, or the store cannot be reached or fails.
     """
     record = Record.load(run) if run else None
-    uri, _ = _store(run or Path(), record.tracking_uri if record else "")
-    if uri == _default_store() and not (Path.cwd() / "mlflow.db").is_file():
-        raise BudgetnetError(
-            "there is no mlflow.db in this folder: go to the one with the runs, or set MLFLOW_TRACKING_URI"
-        )
+    uri = _there(_store(run or Path(), record.tracking_uri if record else "")[0])
     try:
         with silence():
             within(2 * PROBE_SECONDS, lambda: _probe(uri))

@@ -96,10 +96,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
     if options.devices > 1 and fit_memory:
         raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
-    if run is None:
-        from budgetnet import api
-
-        run = api.run_folder(Path(options.recipe_file))
+    run = run or configuration.run_folder(Path(options.recipe_file))
     if options.devices > 1:
         command = ["train", *arguments, "--devices", "1", "--output", str(run)]
         return partial(launcher.launch, command, options.devices)
