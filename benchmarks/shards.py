@@ -9,8 +9,9 @@ a small network.
 
 Memory is the largest anonymous part of the resident set of each (RssAnon, sampled every 10 ms): what it has for itself,
 without the pages of the mapped file, which the operating system takes back when it needs them; beside it is the largest
-resident set with those pages. --limit makes the operating system allow so much memory for all of it, pages of files
-included (a memory control group: Linux, as root). --record adds the figures to a file of such.
+resident set with those pages. --limit makes the operating system allow so much memory
+beyond what Python and its libraries hold, pages of files included (a memory control group: Linux, as root).
+--record adds the figures to a file of such.
 """
 
 import argparse

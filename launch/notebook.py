@@ -4,7 +4,6 @@ Kaggle (accelerator on, internet on): the run is in the notebook's output. To go
 as an input. Colab: the run is in Google Drive. Either way the training saves and stops before the session's end.
 """
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -21,10 +20,9 @@ if os.path.isdir("/kaggle"):
     storage, earlier = pathlib.Path("/kaggle/working"), pathlib.Path("/kaggle/input")
 else:
     storage, earlier = pathlib.Path("/content/drive/MyDrive"), None
-    if importlib.util.find_spec("google.colab"):
-        from google.colab import drive
+    from google.colab import drive
 
-        drive.mount("/content/drive")
+    drive.mount("/content/drive")
 project, run = pathlib.Path("budgetnet").resolve(), storage / f"run-{pathlib.Path(RECIPE).stem}"
 if not project.is_dir():
     subprocess.run(["git", "clone", "--depth", "1", SOURCE, str(project)], check=True)

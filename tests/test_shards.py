@@ -177,12 +177,18 @@ def test_shards_that_change_are_read_anew_and_what_was_kept_of_them_goes(change,
     assert not old & set(kept.iterdir())
 
 
-@pytest.mark.parametrize("beside", ["train.tar", "train-{}.tar", "data/train/{}.tar"])
+@pytest.mark.parametrize("beside", ["train.tar", "train-{}.tar", "train/train-{}.tar", "data/train/{}.tar"])
 def test_shards_may_lie_beside_each_other_or_in_a_folder_of_the_folder(beside, tmp_path):
     for split, first in (("train", 0), ("test", 5)):
         name = beside.replace("train", split).format(0)
         write_tar(tmp_path / name, samples(range(first, first + 5)))
     assert len(data.load("folder", tmp_path, SIDE).train) == 5
+    assert data.verify(tmp_path).images == 10
+
+
+def test_a_shard_alone_may_be_of_one_class(tmp_path):
+    write_tar(tmp_path / "train-0.tar", samples([0, 3, 6]))
+    assert data.verify(tmp_path / "train-0.tar").images == 3
 
 
 CLASS_FILES = {

@@ -491,13 +491,9 @@ def _verify_folder(folder: Path) -> Iterator[Verification]:
         if place.is_dir() or any((folder / file).is_file() for file in official.files):
             found = True
             yield _verify_layout(official, place if place.is_dir() else folder)
-    for tree in [folder, *(child for child in children(folder) if child.is_dir())]:
-        if layout := shards.find(tree):
-            found = True
-            yield _verify_shards(shards.index(layout))
-        elif _is_tree(tree):
-            found = True
-            yield _verify_tree(tree)
+    for held in _held(folder).values():
+        found = True
+        yield _verify_shards(shards.index(held)) if isinstance(held, shards.Layout) else _verify_tree(held)
     for place in (folder, folder / "contest"):
         for file in sorted(place.glob("*.pkl")):
             found = True

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -142,9 +143,14 @@ def answers(jobs: Sequence[Job], processes: int) -> Generator[tuple[int, Any], N
 
     pool = ThreadPoolExecutor(max(1, len(workers)))
     try:
-        numbers = {pool.submit(done, job): i for i, job in enumerate(jobs)}
-        for future in as_completed(numbers):
-            yield numbers[future], future.result()
+        # A few ahead of whoever takes the answers, so that what they are of does not pile up.
+        waiting = iter(enumerate(jobs))
+        numbers = {pool.submit(done, job): i for i, job in islice(waiting, 2 * len(workers))}
+        while numbers:
+            for future in wait(numbers, return_when=FIRST_COMPLETED).done:
+                i = numbers.pop(future)
+                numbers |= {pool.submit(done, job): j for j, job in islice(waiting, 1)}
+                yield i, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
