@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import with_section
 
 from budgetnet import checkpoint, data, devices, export, origin
 from budgetnet.files import atomic_write
@@ -93,9 +94,7 @@ def table(record: dict[str, Any]) -> str:
 
 def with_table(page: str) -> str:
     """A page with the table of the record between its marks."""
-    before, _, rest = page.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{table(json.loads(RECORD.read_text()))}\n{MARKS[1]}{after}"
+    return with_section(page, MARKS, table(json.loads(RECORD.read_text())))
 
 
 def main() -> None:
@@ -103,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--limit", type=int, default=2000, help="images to compare with (default 2000)")
+    parser.add_argument("--limit", type=int, default=1000, help="images to compare with (default 1000)")
     options = parser.parse_args()
     if options.run:
         atomic_write(RECORD, (json.dumps(measure(options.run, options.data, options.limit), indent=1) + "\n").encode())

@@ -98,7 +98,7 @@ assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate
 assert isinstance(models, types.ModuleType) and budgetnet.models is models and models.build
 assert inspect.isfunction(budgetnet.load)
 print("yes")
-""".replace("import sys, types", "import inspect, sys, types")
+"""
     ).split() == ["yes"]
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import importlib.util
 import io
 import json
 import pathlib
@@ -12,6 +11,7 @@ import threading
 import zipfile
 from dataclasses import asdict, replace
 
+import deploy
 import numpy as np
 import onnx
 import onnxruntime
@@ -476,9 +476,6 @@ def test_the_page_says_of_a_dropped_picture_what_the_command_says(site, model):
 
 
 def test_the_documentation_shows_the_table_that_the_record_holds():
-    spec = importlib.util.spec_from_file_location("deploy", ROOT / "benchmarks" / "deploy.py")
-    deploy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(deploy)
     page = deploy.PAGE.read_text()
     assert deploy.with_table(page) == page, "run `make table`"
     assert browser.RUNTIME in page

@@ -68,7 +68,7 @@ def train(
     run_training(
         configuration.load(Path(recipe), texts),
         folder,
-        folder=Path(data) if data else None,
+        folder=Path(data).expanduser() if data else None,
         device=devices.find(device),
         progress=progress.Progress() if quiet else progress.PlainProgress(sys.stdout),
         track=track,

@@ -127,17 +127,26 @@ def load(path_or_name: str | Path, *, model: str | None = None, device: str = "a
     >>> len(model.predict("photo.png"))
     1
     """
-    path = Path(path_or_name)
-    if not path.exists():
-        path = RUNS / path
-        if not path.exists():
-            raise CheckpointError(
-                f"{path_or_name} cannot be read: No such file or directory, nor is there {path}: give a model file or "
-                "a run's folder"
-            )
+    path = located(path_or_name)
     where = devices.find(device)
     classifier = load_classifier(path, model)
     return replace(classifier, network=classifier.network.to(where))
+
+
+def located(path_or_name: str | Path) -> Path:
+    """The file or folder, else that of the run of this name in `runs`.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    path = Path(path_or_name)
+    for place in (path, RUNS / path):
+        if place.exists():
+            return place
+    raise CheckpointError(
+        f"{path_or_name} cannot be read: No such file or directory, nor is there {RUNS / path}: give a model file or a "
+        "run's folder"
+    )
 
 
 def is_narrowed(weight: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -22,7 +22,7 @@ from budgetnet import browser, checkpoint, deployed, files, hub, origin
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.deployed import Format, Function, Precision
-from budgetnet.errors import BudgetnetError, ConfigError, WriteError
+from budgetnet.errors import BudgetnetError, ConfigError, WriteError, reason
 
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -41,7 +41,6 @@ _ALONE = 70  # images that are given one at a time too
 _ROUNDS = 15  # of timing, each of the original and the file in turn
 # Of a probability. Sums in another order make some 1e-6; weights of 11 bits were seen to make 2e-3.
 _CLOSE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.05, "int8": 1.0}
-_STEADY = 1e-4  # of a probability: how far an image's may differ by the images beside it
 _LEAST_AGREEMENT: dict[Precision, float] = {"fp32": 0.99, "fp16": 0.98, "int8": 0.9}
 PAGE = "index.html"
 PAGE_HINT = f"to see {{folder}}/{PAGE}: cd {{folder}} && npm install {browser.RUNTIME} && python -m http.server"
@@ -102,8 +101,9 @@ def export(
 ) -> Comparison:
     """Write a classifier in a format that others load, and keep it only if it says what the original says.
 
-    The files are written beside their place, loaded again and compared with the original on real images, one and seven
-    at a time; only then they take their place. After a failure nothing is left, and what was there before stays.
+    The files are written beside their place, loaded again and compared with the original on real images, some one and
+    all seven at a time; only then they take their place. After a failure nothing is left, and what was there before
+    stays.
 
     - onnx: uint8 `images` (n, side, side, 3) -> float32 `probabilities` (n, classes), any n. Metadata has `classes`.
     - torch: the same function as a program of `torch.export` (.pt2); `about.json` in it has the classes.
@@ -147,6 +147,8 @@ def export(
             exported = load(written)
         except BudgetnetError:
             raise
+        except OSError as error:
+            raise WriteError(f"cannot write {output}: {reason(error)}") from error
         except Exception as error:  # exporters raise whatever they meet first
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BudgetnetError(f"{output} is not written: {form} cannot hold this network ({line})") from error
@@ -159,9 +161,8 @@ def export(
             place = output
             files.make_folder(place)
         for path in parts:
-            files.flush(path)
-            os.replace(path, place / path.name)
-        files.flush(place)
+            with files.replacing(place / path.name) as part:
+                shutil.copyfile(path, part)
     return compared
 
 

@@ -128,8 +128,8 @@ def card(name: str, classifier: Classifier, run: Run | None) -> str:
 
 _LIMITS = (
     "Trained on {data}, it knows no other classes and puts every image into one of these, whatever it shows. Its "
-    "probabilities are as good as the calibration error above says, on images like those; shifted ones (noise, blur, "
-    "other light) do worse, which `budgetnet evaluate --shift all` measures. The licence of the weights is for whoever "
+    "probabilities are as good as a calibration error on images like those says; shifted ones (noise, blur, other "
+    "light) do worse, which `budgetnet evaluate --shift all` measures. The licence of the weights is for whoever "
     "publishes them to choose: add `license` to the metadata."
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from budgetnet.compare import COSTS, front
 from budgetnet.config import Config, to_yaml
 from budgetnet.files import atomic_write
 from budgetnet.markup import Html, percent, tag
+from budgetnet.terminal import wrapped
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -134,14 +134,14 @@ def render(result: Mapping[str, Any]) -> str:
             f"{row['parameters']:>10,}  {row['multiply_adds'] / 1e6:>11,.1f}  "
             f"{' '.join(_LETTERS[cost] for cost in row['fronts'])}".rstrip()
         )
-        lines += textwrap.wrap(shown(row["options"]), 80, initial_indent=" " * 7, subsequent_indent=" " * 7)
+        lines += wrapped(" " * 7 + shown(row["options"]), 80, 7)
     refused = sum(row["outcome"] == "refused" for row in result["trials"])
     counts = _counts(result["trials"]) + (f", and {refused} refused before training" if refused else "")
-    lines += ["", *textwrap.wrap(counts + (f"; the best {_SHOWN} are shown" if len(finished) > _SHOWN else ""), 80)]
+    lines += ["", *wrapped(counts + (f"; the best {_SHOWN} are shown" if len(finished) > _SHOWN else ""), 80)]
     lines.append("front: no other is as good for as few (p)arameters, (m)ultiply-adds, minu(t)es")
     if result["importances"]:
         parts = ", ".join(f"{name} {share:.0%}" for name, share in result["importances"].items())
-        lines += textwrap.wrap(f"what mattered, of {len(finished)} that came to their end: {parts}", 80)
+        lines += wrapped(f"what mattered, of {len(finished)} that came to their end: {parts}", 80)
     return "\n".join(lines)
 
 

@@ -240,7 +240,8 @@ class _Worker:
                 result = self._write()
                 files = [self.output / file for file in standings.FILES if (self.output / file).is_file()]
                 best = result["best"]
-                final = {} if best is None else {"val_accuracy": best["val_accuracy"], "trials": len(result["trials"])}
+                taken = sum(row["outcome"] != "refused" for row in result["trials"])
+                final = {} if best is None else {"val_accuracy": best["val_accuracy"], "trials": taken}
                 tracker.finish(status, files, None, None, final)
         if result["best"] is None:
             reasons = [row["why"] for row in result["trials"] if row["why"]]

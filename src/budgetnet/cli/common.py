@@ -8,6 +8,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
+from budgetnet.errors import ConfigError
+
 if TYPE_CHECKING:
     from budgetnet.progress import Progress
 
@@ -62,6 +64,19 @@ def progress_on(silent: bool, out: TextIO) -> Progress:
         return progress.Progress()
     redraws = out.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     return progress.LiveProgress(out) if redraws else progress.PlainProgress(out)
+
+
+def set_threads(threads: int) -> None:
+    """Compute with so many CPU threads; 0 is one a core.
+
+    Raises:
+        ConfigError: fewer.
+    """
+    from budgetnet import distributed
+
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}, expected 1 or more, or 0 for one a core")
+    distributed.set_threads(threads)
 
 
 def warn(text: str) -> None:

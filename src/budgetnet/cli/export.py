@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetnet.cli.common import command_parser
-from budgetnet.cli.model import add_data, dataset_of
+from budgetnet.cli.model import CHECKPOINT, add_data, dataset_of, load_model
 
 
 def add(commands: Any) -> None:
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     command = command_parser(
         commands, "export", _export, "write a model for other programs, and compare the file with the original"
     )
-    command.add_argument("checkpoint", type=Path, help="run folder, model file, or checkpoint of the reference project")
+    command.add_argument("checkpoint", type=Path, help=CHECKPOINT)
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument(
         "--format",
@@ -47,14 +47,18 @@ def add(commands: Any) -> None:
 
 
 def _export(options: Namespace) -> int:
-    from budgetnet import checkpoint, export, origin
+    from budgetnet import checkpoint, export, origin, registry
 
     export.check(options.format, options.precision, options.output, options.max_loss, options.page)
-    classifier = checkpoint.load(options.checkpoint, model=options.model, device="cpu")
+    classifier = load_model(options.checkpoint, options.model)
+    # Of a run, the card of a hub folder has the figures.
+    source = options.checkpoint
+    if not registry.is_registered(source):
+        source = checkpoint.located(source)
     dataset = dataset_of(options, classifier, origin.trained_on(options.checkpoint, classifier))
     compared = export.export(
         classifier,
-        options.checkpoint,
+        source,
         options.output,
         dataset,
         form=options.format,

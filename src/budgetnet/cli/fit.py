@@ -8,8 +8,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on
-from budgetnet.errors import ConfigError
+from budgetnet.cli.common import command_parser, progress_on, set_threads
 
 
 def add(commands: Any) -> None:
@@ -40,15 +39,10 @@ def add(commands: Any) -> None:
 def _fit(options: Namespace) -> int:
     from dataclasses import replace
 
-    import torch
-
     from budgetnet import config as configuration
     from budgetnet import devices, fit
 
-    if options.threads < 0:
-        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     recipe = configuration.load(options.recipe) if options.recipe else fit.default_recipe(options.dataset or "cifar10")
     dataset = options.dataset or recipe.dataset
     seed = recipe.seed if options.seed is None else options.seed

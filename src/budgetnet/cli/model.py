@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from budgetnet.robustness import Cell
 
 
+CHECKPOINT = "run folder, model file, models:/NAME@ALIAS or /VERSION (MLflow), or checkpoint of the reference project"
+
+
 def add_model(command: ArgumentParser) -> None:
     """The model, and where it runs."""
-    command.add_argument(
-        "checkpoint",
-        type=Path,
-        help="run folder, model file, models:/NAME@ALIAS or /VERSION (MLflow), or checkpoint of the reference project",
-    )
+    command.add_argument("checkpoint", type=Path, help=CHECKPOINT)
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
 
@@ -221,10 +220,21 @@ def remedied(
     shares: list[float] | None = None
     temperatures: list[float] = []
 
+    def groups_of(pixels: torch.Tensor) -> torch.Tensor:
+        """The logits by each group of views alone, from which those by any shares follow."""
+        each = torch.eye(len(evaluate.SHIFTS[options.tta])).tolist()
+        return torch.stack([logits_of(network, classifier, pixels, options, alone) for alone in each])
+
+    def mixed(groups: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+        found: torch.Tensor = torch.tensordot(torch.tensor(weights), groups, 1)
+        return found
+
     def classify(pixels: torch.Tensor) -> list[torch.Tensor]:
-        found = [logits_of(network, classifier, pixels, options)]
         if shares:
-            found.append(logits_of(network, classifier, pixels, options, shares))
+            groups = groups_of(pixels)
+            found = [mixed(groups, evaluate.SHARES[options.tta]), mixed(groups, shares)]
+        else:
+            found = [logits_of(network, classifier, pixels, options)]
         if options.norm_statistics == "target":
             own = adapted(classifier.network, pixels, classifier.mean, classifier.std, options.norm_prior or 0)
             compiled = computing_network(options, replace(classifier, network=own), quiet=True)
@@ -237,12 +247,9 @@ def remedied(
 
     if options.view_weights == "fit":
         pixels, labels = _to_fit("--view-weights", options, dataset, trained)
-        each = torch.eye(len(evaluate.SHIFTS[options.tta])).tolist()
-        groups = torch.stack([logits_of(network, classifier, pixels, options, alone) for alone in each])
+        groups = groups_of(pixels)
         shares = fit_shares(groups, labels)
-        before, after = (
-            torch.tensordot(torch.tensor(weights), groups, 1) for weights in (evaluate.SHARES[options.tta], shares)
-        )
+        before, after = (mixed(groups, weights) for weights in (evaluate.SHARES[options.tta], shares))
         remedies.append({"remedy": "views", "shares": shares, "fitted": fitted(before, after, labels)})
     elif options.view_weights is not None:
         shares = [weight / sum(options.view_weights) for weight in options.view_weights]

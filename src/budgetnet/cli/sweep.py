@@ -11,8 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on
-from budgetnet.errors import ConfigError
+from budgetnet.cli.common import command_parser, progress_on, set_threads
 
 
 def add(commands: Any) -> None:
@@ -49,16 +48,11 @@ def add(commands: Any) -> None:
 
 
 def _sweep(options: Namespace) -> int:
-    import torch
-
     from budgetnet import devices, standings, sweep
     from budgetnet.space import read_space
     from budgetnet.train import Interrupted
 
-    if options.threads < 0:
-        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     asked = sweep.Sweep(
         recipe=options.recipe,
         space=read_space(options.space),
