@@ -20,8 +20,9 @@ from PIL import Image
 from budgetnet import checkpoint, data, devices, engine, evaluate, models, shift
 from budgetnet.augment import normalize
 from budgetnet.cli import main
-from budgetnet.cli.common import EXAMPLES
+from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
+from budgetnet.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
@@ -463,6 +464,24 @@ def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_sa
     budgetnet(*shlex.split(again[1]), cwd=tmp_path)
     one, other = (checkpoint.load_state(tmp_path / name / "last.ckpt")["network"] for name in ("whole", "run"))
     assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_signal_in_the_middle_of_a_line_is_told_after_it_and_once():
+    class Lines(Progress):
+        def __init__(self):
+            self.lines = []
+
+        def say(self, text):
+            self.lines.append(text)
+
+    progress, before = Lines(), signal.getsignal(signal.SIGTERM)
+    with stop_by_signal(progress, alone=False) as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert progress.lines == []  # a handler that writes while a line is written fails: "reentrant call"
+        assert [stop(), stop(), stop.number] == [True, True, signal.SIGTERM]
+        assert progress.lines == ["stopping after this step"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_ctrl_c_while_there_is_nothing_to_save_ends_at_once_and_leaves_nothing(tmp_path):

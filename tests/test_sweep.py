@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import yaml
 from postgres import PASSWORD, postgres, program
 
@@ -89,6 +90,24 @@ def carry_out(output, *, trials=6, varied=LR, always=(), progress=None, pruner="
 
 def drawn(result):
     return [(row["trial"], row["outcome"], row["options"], row["val_accuracy"]) for row in result["trials"]]
+
+
+def test_a_trial_whose_value_has_yet_to_come_is_running_and_where_its_worker_died_is_put_back():
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask({"optimizer.lr": optuna.distributions.FloatDistribution(0.1, 1.0)})
+    trial.set_user_attr("trial", 0)
+    trial.set_user_attr("ended", {"outcome": "finished", "epochs": 2, "minutes": 0.1})
+
+    def outcome():
+        (row,) = standings.summarize(study, study.get_trials(), torch.device("cpu"))["trials"]
+        return row["outcome"]
+
+    assert outcome() == "running"
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    assert outcome() == "stopped"
+    studies.put_back(study, study.trials[0])
+    assert study.trials[-1].state == optuna.trial.TrialState.WAITING
+    assert study.trials[-1].user_attrs == {"trial": 0, "tries": 1}
 
 
 def test_the_best_trial_is_a_recipe_that_train_takes(tmp_path, monkeypatch, capsys):

@@ -40,7 +40,9 @@ def summarize(study: Study, trials: Sequence[FrozenTrial], device: torch.device)
     for trial in trials:
         said = trial.user_attrs
         known = said.get("drawn", {}) | said.get("ended", {})
-        outcome = known.get("outcome", "running" if not trial.state.is_finished() else "stopped")
+        outcome = known.get("outcome")
+        if outcome is None or (outcome == "finished" and trial.value is None):  # its value comes a moment after
+            outcome = "stopped" if trial.state.is_finished() else "running"
         if "trial" in said and outcome != "surplus":  # of one that was put back, the last time counts
             rows[said["trial"]] = {
                 "trial": said["trial"],

@@ -144,7 +144,9 @@ def _storage(uri: str) -> RDBStorage:
 def put_back(study: Study, trial: FrozenTrial, *, died: bool = True) -> None:
     """Have a trial taken up again by any worker, first of all; by whom it was taken is at an end."""
     deaths = trial.user_attrs.get("tries", 0) + died
-    if "trial" in trial.user_attrs and "ended" not in trial.user_attrs and deaths <= MOST_DEATHS:
+    # One that had finished has no value if its worker died before Optuna was told: its run's folder still knows it.
+    ended = trial.user_attrs.get("ended", {}).get("outcome") not in (None, "finished")
+    if "trial" in trial.user_attrs and not ended and deaths <= MOST_DEATHS:
         study.enqueue_trial(trial.params, user_attrs={"trial": trial.user_attrs["trial"], "tries": deaths})
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from budgetnet.errors import ConfigError
@@ -64,6 +67,53 @@ def progress_on(silent: bool, out: TextIO) -> Progress:
         return progress.Progress()
     redraws = out.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     return progress.LiveProgress(out) if redraws else progress.PlainProgress(out)
+
+
+class Stop:
+    """Whether a signal has asked to stop; training asks after every step.
+
+    That it was heard is told then: a signal may come in the middle of a line, which its handler cannot write into.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.number: int | None = None
+        self._progress, self._told = progress, False
+
+    def __call__(self) -> bool:
+        """Whether to stop; the first time that it is so, the progress says it."""
+        if self.number is not None and not self._told:
+            self._told = True
+            self._progress.say("stopping after this step")
+        return self.number is not None
+
+
+@contextmanager
+def stop_by_signal(
+    progress: Progress, *, alone: bool = True, at_once: Callable[[], bool] = lambda: False
+) -> Iterator[Stop]:
+    """Have the first SIGINT or SIGTERM within the block ask to stop, and a second one end the program as ever.
+
+    Args:
+        progress: what is told.
+        alone: whether the second does; of several processes, who started them sees to that.
+        at_once: whether there is nothing yet to save, so that the first one ends the program already.
+    """
+    stop = Stop(progress)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        now = at_once()
+        if alone or now:
+            signal.signal(number, before[signal.Signals(number)])
+        if now:
+            signal.raise_signal(number)
+        stop.number = number if stop.number is None else stop.number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def set_threads(threads: int) -> None:

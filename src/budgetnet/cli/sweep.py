@@ -8,10 +8,9 @@ import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on, set_threads
+from budgetnet.cli.common import command_parser, progress_on, set_threads, stop_by_signal
 
 
 def add(commands: Any) -> None:
@@ -62,36 +61,27 @@ def _sweep(options: Namespace) -> int:
     )
     output = options.output or Path("runs") / f"sweep-{options.recipe.stem}"
     progress = progress_on(False, sys.stderr if options.json else sys.stdout)
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[signal.Signals(number)])  # a second one ends the program at once
-        caught.append(number)
-        progress.say("stopping after this step")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        result = sweep.carry_out(
-            asked,
-            output,
-            storage=options.storage or os.environ.get("BUDGETNET_STORAGE"),
-            name=options.study,
-            folder=options.data,
-            device=devices.find(options.device),
-            progress=progress,
-            track=not options.no_track,
-            stop=lambda: bool(caught),
-        )
+        with stop_by_signal(progress) as stop:
+            result = sweep.carry_out(
+                asked,
+                output,
+                storage=options.storage or os.environ.get("BUDGETNET_STORAGE"),
+                name=options.study,
+                folder=options.data,
+                device=devices.find(options.device),
+                progress=progress,
+                track=not options.no_track,
+                stop=stop,
+            )
     except Interrupted:
         print("saved; the same command goes on from here", file=sys.stderr)
-        return 128 + caught[0]
+        return 128 + (stop.number or signal.SIGTERM)
     except KeyboardInterrupt:
         print("the same command goes on from here", file=sys.stderr)
         raise
     finally:
         progress.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     print(json.dumps(result) if options.json else f"\n{standings.render(result)}")
     if not options.json:
         print(f"\nthe best as a recipe: {output / 'best.yaml'}; picture: {output / 'sweep.svg'}")

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from budgetnet import launcher
-from budgetnet.cli.common import EXAMPLES, progress_on
+from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
 from budgetnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,48 +123,35 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
     if not leader:
         progress = Mute()
     distributed.set_threads(options.threads)
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if alone or not progress.begun:
-            # A second one ends the program at once. Of several processes, who started them sees to that.
-            signal.signal(number, before[signal.Signals(number)])
-        if not progress.begun:
-            signal.raise_signal(number)
-        caught.append(number)
-        progress.say("stopping after this step")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        device = distributed.device(options.device)
-        with distributed.join(device) as group:
-            run = group.lead(lambda: run)  # whose name is a time, unless it was given
-            restarted = group.lead(lambda: launcher.restarts()[0] > 0 and (run / "config.yaml").is_file())
-            summary = api.run_training(
-                config,
-                run,
-                folder=Path(options.data) if options.data else None,
-                device=device,
-                progress=progress,
-                track=not options.no_track,
-                resume=options.resume or restarted,
-                report_wanted=not options.no_report,
-                fit_memory=fit_memory,
-                group=group,
-                stop=lambda: bool(caught),
-            )
+        with stop_by_signal(progress, alone=alone, at_once=lambda: not progress.begun) as stop:
+            device = distributed.device(options.device)
+            with distributed.join(device) as group:
+                run = group.lead(lambda: run)  # whose name is a time, unless it was given
+                restarted = group.lead(lambda: launcher.restarts()[0] > 0 and (run / "config.yaml").is_file())
+                summary = api.run_training(
+                    config,
+                    run,
+                    folder=Path(options.data) if options.data else None,
+                    device=device,
+                    progress=progress,
+                    track=not options.no_track,
+                    resume=options.resume or restarted,
+                    report_wanted=not options.no_report,
+                    fit_memory=fit_memory,
+                    group=group,
+                    stop=stop,
+                )
     except Interrupted:
         if leader:
             print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
-        return 128 + (caught[0] if caught else signal.SIGTERM)  # another process was told
+        return 128 + (stop.number or signal.SIGTERM)  # another process was told
     except KeyboardInterrupt:
         if leader and (run / "last.ckpt").is_file():
             print(f"to go on from {run / 'last.ckpt'}: {_resume_command(run, options)}", file=sys.stderr)
         raise
     finally:
         progress.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if options.json and leader:
         print(json.dumps(summary))
     for line in summary_lines(summary, run):
