@@ -3,10 +3,14 @@
 import importlib.util
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from budgetnet import ablate, robustness, shift
@@ -192,6 +196,32 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
     assert [run.stat().st_mtime_ns for run in runs] == written
     assert "optimizer.lr 1e-9" in capfd.readouterr().out
     assert configuration.load(runs[0].parent / "config.yaml").epochs == 1
+
+
+def test_no_training_outlives_a_study_that_is_killed(tmp_path):
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import os, signal\n"
+        "from budgetnet import ablate\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ablate.workers(2)\n"
+        "    pids = {pool.submit(os.getpid).result() for _ in range(2)}\n"
+        "    waiting = [pool.submit(signal.pause) for _ in range(4)]\n"
+        "    print(*pids, flush=True)\n"
+        "    signal.pause()\n"
+    )
+    path = os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]])
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+    ) as study:
+        pids = [int(pid) for pid in study.stdout.readline().split()]
+        workers = [psutil.Process(pid) for pid in pids]
+        study.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    for process in alive:
+        process.kill()
+    assert len(gone) == len(pids) > 0
+    assert not alive
 
 
 def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monkeypatch):

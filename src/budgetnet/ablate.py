@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shlex
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,7 @@ def carry_out(
         "hardware": {},
         "runs": [],
     }
-    # Spawned, since torch's threads do not outlive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with workers(jobs) as pool:
         futures = {pool.submit(_train, job, folder, device, threads): job for job in planned}
         try:
             for future in as_completed(futures):
@@ -194,6 +194,24 @@ def carry_out(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return found
+
+
+def workers(number: int) -> ProcessPoolExecutor:
+    """Processes to train in, which end when this one does, also when it is killed."""
+    # Spawned, since torch's threads do not outlive a fork.
+    return ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it is gone: it would go on with all that was given to it."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)  # a run can be gone on with wherever it was left
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _plan(study: Study, runs: Path) -> list[_Job]:
