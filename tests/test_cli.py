@@ -395,18 +395,21 @@ def test_pictures_in_folders_are_trained_on_tested_and_predicted(tmp_path, capsy
         assert next(csv.DictReader(file)).keys() == {"ID", "File", "digit 0", "digit 1", "digit 2"}
 
 
-def test_track_sends_what_was_not_tracked_and_sends_it_once(home):
-    budgetnet("train", SMOKE, "--no-track", "--epochs", "1", "--experiment", "later", "--output", "later", cwd=home)
-    first = budgetnet("track", "later", cwd=home).stdout
-    assert budgetnet("track", "later", cwd=home).stdout == first
-    program = (
-        "import mlflow\n"
-        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
-        "runs = mlflow.search_runs(experiment_names=['later'], output_format='list')\n"
-        "history = mlflow.MlflowClient().get_metric_history(runs[0].info.run_id, 'val_accuracy')\n"
-        "print(len(runs), runs[0].info.run_id, len(history))\n"
-    )
-    assert python(program, cwd=home).stdout.splitlines()[-1] == f"1 {first.strip()} 1"
+def test_track_sends_what_was_not_tracked_and_sends_it_once(home, capsys, monkeypatch):
+    import mlflow
+
+    monkeypatch.chdir(home)
+    train = ["train", SMOKE, "--no-track", "--no-report", "--epochs", "1", "--experiment", "later", "--output", "later"]
+    assert main(train) == 0
+    capsys.readouterr()
+    assert main(["track", "later"]) == 0
+    first = capsys.readouterr().out
+    assert main(["track", "later"]) == 0
+    assert capsys.readouterr().out == first
+    client = mlflow.MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
+    assert run.info.run_id == first.strip()
+    assert len(client.get_metric_history(run.info.run_id, "val_accuracy")) == 1
 
 
 def test_models_lists_the_registry_and_what_fits(capsys):
@@ -441,11 +444,14 @@ def test_json_puts_one_object_on_standard_output_and_quiet_nothing(tmp_path, cap
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_same_weights(number, code, tmp_path):
-    whole = ["train", SMOKE, "--no-track", "--epochs", "4", "--threads", "1", "--output"]
-    budgetnet(*whole, "whole", cwd=tmp_path)
+def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_same_weights(
+    number, code, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", SMOKE, "--no-track", "--no-report", "--epochs", "4", "--threads", "1", "--output"]
+    assert main([*command, "whole"]) == 0
     with subprocess.Popen(
-        [*BUDGETNET, *whole, "run"],
+        [*BUDGETNET, *command, "run"],
         cwd=tmp_path,
         env=environment(PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
@@ -461,7 +467,7 @@ def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_sa
     assert "stopping after this step" in rest
     again = re.search(r"to go on: budgetnet (.*)", errors)
     assert not (tmp_path / "run" / "summary.json").exists()
-    budgetnet(*shlex.split(again[1]), cwd=tmp_path)
+    assert main(shlex.split(again[1])) == 0
     one, other = (checkpoint.load_state(tmp_path / name / "last.ckpt")["network"] for name in ("whole", "run"))
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 

@@ -14,6 +14,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -606,17 +607,22 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def loader(recipe: Path) -> Callable[[Sequence[str]], Config]:
-    """`load` for many overrides of one recipe, which is read once; making the parser takes most of the time.
+    """`load` for many overrides of one recipe, which is read once.
 
     Raises:
         ConfigError: the recipe cannot be read or is not YAML.
     """
+    arguments = _recipe_arguments(recipe)
+    return lambda overrides: parse(_parser(), [*arguments, *overrides])[0]
+
+
+@cache  # it keeps nothing of what it parses, and making it takes most of the time
+def _parser() -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, print_config=None)
     add_options(parser)
-    arguments = _recipe_arguments(recipe)
-    return lambda overrides: parse(parser, [*arguments, *overrides])[0]
+    return parser
 
 
 def to_yaml(config: Config) -> str:
