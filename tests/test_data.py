@@ -9,9 +9,11 @@ import math
 import os
 import pickle
 import pickletools
+import re
 import struct
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,6 +302,15 @@ def test_digits_are_the_real_ones_brought_to_32_pixels_and_three_channels():
     levels = [round(255 * level / 16) for level in range(17)]
     expected = collections.Counter(bytes(levels[int(v)] for v in image.ravel()) for image in load_digits().images)
     assert found == expected
+
+
+def test_digits_without_scikit_learn_or_its_file_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="scikit-learn, which carries the digits, is not installed: pip install"):
+        data.load("digits", None)
+    monkeypatch.setattr(data, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/datasets/data/digits.csv.gz is not there: install")):
+        data.load("digits", None)
 
 
 def test_the_normalisation_of_digits_is_that_of_its_training_pixels():

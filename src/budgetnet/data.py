@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -245,13 +246,18 @@ def _checksum(*parts: Images) -> str:
 
 
 def _load_digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    levels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    # The file of scikit-learn's `load_digits`, to import which takes longer than to train on it.
+    carrier = find_spec("sklearn")
+    if carrier is None or not carrier.submodule_search_locations:
+        raise DataError("scikit-learn, which carries the digits, is not installed: pip install scikit-learn")
+    file = Path(carrier.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    if not file.is_file():
+        raise DataError(f"{file} is not there: install a scikit-learn that carries it, such as 1.9")
+    rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    levels = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     pixels = levels.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
     images = torch.from_numpy(pixels)[:, None].repeat(1, 3, 1, 1)
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    labels = torch.from_numpy(rows[:, -1].copy())
     train, test = (Images(images[part], labels[part]) for part in split(labels, len(labels) // 5, seed=0))
     classes = tuple(str(digit) for digit in range(10))
     return Dataset("digits", classes, train, test, (0.30537,) * 3, (0.37614,) * 3, _checksum(train, test))
