@@ -15,10 +15,18 @@ import torch
 
 from budgetnet import checkpoint, metrics, store
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
-from budgetnet.errors import CheckpointError, DamagedError, DataError, FolderError, TrainingError, WriteError
+from budgetnet.errors import (
+    CheckpointError,
+    DamagedError,
+    DataError,
+    FolderError,
+    Interrupted,
+    TrainingError,
+    WriteError,
+)
 from budgetnet.folder import RunFolder, hold, is_empty
 from budgetnet.progress import Progress
-from budgetnet.train import Interrupted, train
+from budgetnet.train import train
 
 SMALL = Config(
     dataset="digits",

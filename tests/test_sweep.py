@@ -20,12 +20,12 @@ from postgres import PASSWORD, postgres, program
 from budgetnet import config as configuration
 from budgetnet import space, standings, studies, sweep
 from budgetnet.cli import main
-from budgetnet.errors import BudgetnetError, ConfigError, FolderError, TrainingError
+from budgetnet.errors import BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.metrics import Metrics
 from budgetnet.progress import Progress
 from budgetnet.space import Choice, Range
 from budgetnet.sweep import Sweep
-from budgetnet.train import Interrupted, Training
+from budgetnet.train import Training
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"

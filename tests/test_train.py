@@ -27,11 +27,11 @@ from budgetnet.config import (
     ScheduleConfig,
     StageConfig,
 )
-from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
+from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
-from budgetnet.train import _LOOK_EVERY, Interrupted, Training, train
+from budgetnet.train import _LOOK_EVERY, Training, train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -22,7 +22,7 @@ import yaml
 from budgetnet import config as configuration
 from budgetnet import data, models, space, standings, studies
 from budgetnet.config import Config
-from budgetnet.errors import BudgetError, BudgetnetError, ConfigError, FolderError, TrainingError
+from budgetnet.errors import BudgetError, BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.files import make_folder
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
@@ -30,7 +30,7 @@ from budgetnet.progress import Progress, duration
 from budgetnet.space import Space
 from budgetnet.store import Record
 from budgetnet.tracking import Tracker
-from budgetnet.train import Interrupted, train
+from budgetnet.train import train
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet import launcher
 from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
-from budgetnet.errors import ConfigError
+from budgetnet.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from budgetnet.progress import Progress
@@ -117,7 +117,6 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
 def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
     from budgetnet import api, distributed
     from budgetnet.progress import Mute, summary_lines
-    from budgetnet.train import Interrupted
 
     leader, alone = launcher.rank() == 0, launcher.size() == 1
     if not leader:
