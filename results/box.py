@@ -278,8 +278,8 @@ def card(classifier: Classifier, record: Mapping[str, Any]) -> str:
     lines = [
         "## Under shift",
         "",
-        f"The 15 corruptions of CIFAR-10-C at five severities, generated with seed {shifted['seed']} (`budgetnet evaluate "
-        f"box --shift all`), on {shifted['images']:,} test images, without averaged views. Frost is a stand-in for the "
+        f"The 15 corruptions of CIFAR-10-C at five severities, generated with seed {shifted['seed']} (`budgetnet "
+        f"evaluate box --shift all`), on {shifted['images']:,} test images, without averaged views. Frost is a stand-in for the "
         "photographs that CIFAR-10-C shows.",
         "",
         "| accuracy in % at severity | 1 | 2 | 3 | 4 | 5 | mean | calibration error |",
@@ -329,8 +329,8 @@ def _making(record: Mapping[str, Any]) -> list[str]:
         'Data: CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"), pictures collected '
         "from the web; none of them is part of budgetnet.",
         "Licence of the weights: MIT, as of budgetnet.",
-        "A photograph of any size is squeezed into the few pixels that the network sees, whatever its shape. It is here "
-        "so that every command can be tried at once: do not let it decide about people.",
+        "A photograph of any size is squeezed into the few pixels that the network sees, whatever its shape. It is "
+        "here so that every command can be tried at once: do not let it decide about people.",
     ]
 
 

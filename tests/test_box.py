@@ -51,7 +51,14 @@ def test_the_card_is_the_one_that_its_record_makes_and_names_licence_data_and_li
     assert (metadata["license"], metadata["datasets"]) == ("mit", ["cifar10"])
     values = [m["value"] for r in metadata["model-index"][0]["results"] for m in r["metrics"]]
     assert record["test"]["none"]["accuracy"] in values
-    for part in (record["command"], "## Under shift", "## Limits", "one seed", "Licence", f"{record['temperature']:.3f}"):
+    for part in (
+        record["command"],
+        "## Under shift",
+        "## Limits",
+        "one seed",
+        "Licence",
+        f"{record['temperature']:.3f}",
+    ):
         assert part in text
 
 
