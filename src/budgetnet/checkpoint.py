@@ -39,6 +39,9 @@ IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile fil
 
 WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
 
+BOX = "box"
+"""The name of the model that budgetnet brings; `box` says where it is."""
+
 # What the reference project's networks were trained with (its stds are averages of per-image stds).
 REFERENCE_MEAN = (0.4914, 0.4822, 0.4465)
 REFERENCE_STD = (0.2023, 0.1994, 0.2010)
@@ -107,12 +110,13 @@ def save_classifier(path: Path, classifier: Classifier, *, narrow: bool = False)
     atomic_write(path, save(tensors, metadata | {"sha256": digest(metadata, tensors)}))
 
 
-def load(path_or_name: str | Path, *, model: str | None = None, device: str = "auto") -> Classifier:
+def load(path_or_name: str | Path | None = None, *, model: str | None = None, device: str = "auto") -> Classifier:
     """A trained classifier, ready to be asked.
 
     Args:
         path_or_name: a run folder, a model file, a folder of `budgetnet export --format hub`, or a checkpoint of the
-            reference project; else the name of a run in `runs`.
+            reference project; else the name of a run in `runs`; else `box`, the model that budgetnet brings, which
+            is also what nothing means.
         model: the network's name, needed for (and only for) a checkpoint of the reference project.
         device: auto (the fastest there is), cpu, cuda, cuda:N or mps.
 
@@ -127,26 +131,66 @@ def load(path_or_name: str | Path, *, model: str | None = None, device: str = "a
     >>> len(model.predict("photo.png"))
     1
     """
-    path = located(path_or_name)
+    path = box() if path_or_name is None else located(path_or_name)
     where = devices.find(device)
     classifier = load_classifier(path, model)
     return replace(classifier, network=classifier.network.to(where))
 
 
-def located(path_or_name: str | Path) -> Path:
-    """The file or folder, else that of the run of this name in `runs`.
+def box() -> Path:
+    """The folder, in Hugging Face's layout, of the model that budgetnet brings.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: this copy brings none.
+    """
+    folder = Path(__file__).parent / BOX
+    if not (folder / HUB_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"this copy of budgetnet brings no model ({folder} holds none): name one, which `budgetnet train` makes"
+        )
+    return folder
+
+
+def is_box(path_or_name: str | Path) -> bool:
+    """Whether this means the model that budgetnet brings, which is there."""
+    return found(path_or_name) == Path(__file__).parent / BOX
+
+
+def found(path_or_name: str | Path) -> Path | None:
+    """The file or folder, else that of the run of this name in `runs`, else of the model called `box`, else None.
+
+    Raises:
+        CheckpointError: it can be none but `box`, and this copy brings none.
     """
     path = Path(path_or_name)
     for place in (path, RUNS / path):
         if place.exists():
             return place
+    return box() if str(path) == BOX else None
+
+
+def located(path_or_name: str | Path) -> Path:
+    """What `found` finds.
+
+    Raises:
+        CheckpointError: that is nothing.
+    """
+    place = found(path_or_name)
+    if place is not None:
+        return place
     raise CheckpointError(
-        f"{path_or_name} cannot be read: No such file or directory, nor is there {RUNS / path}: give a model file or a "
-        "run's folder"
+        f"{path_or_name} cannot be read: No such file or directory, nor is there {RUNS / path_or_name}: give a model "
+        "file or a run's folder"
     )
+
+
+def is_model(path_or_name: str | Path) -> bool:
+    """Whether this names a model, by its looks, and nothing that a model could be asked about."""
+    path = Path(path_or_name)
+    if path.exists():
+        folder = any((path / name).is_file() for name in (WEIGHTS, HUB_WEIGHTS))
+        return folder or path.suffix in (".safetensors", ".ckpt", ".pth", ".pt")
+    return str(path) == BOX or (RUNS / path).exists()
 
 
 def is_narrowed(weight: Tensor) -> bool:
