@@ -279,8 +279,8 @@ def card(classifier: Classifier, record: Mapping[str, Any]) -> str:
         "## Under shift",
         "",
         f"The 15 corruptions of CIFAR-10-C at five severities, generated with seed {shifted['seed']} (`budgetnet "
-        f"evaluate box --shift all`), on {shifted['images']:,} test images, without averaged views. Frost is a stand-in for the "
-        "photographs that CIFAR-10-C shows.",
+        f"evaluate box --shift all`), on {shifted['images']:,} test images, without averaged views. Frost is a "
+        "stand-in for the photographs that CIFAR-10-C shows.",
         "",
         "| accuracy in % at severity | 1 | 2 | 3 | 4 | 5 | mean | calibration error |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

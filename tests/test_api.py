@@ -197,6 +197,12 @@ def model_sized(path):
     return read_images(pathlib.Path(path), 32).images
 
 
+def test_an_array_that_cannot_be_written_to_is_read_without_a_warning(here, model):
+    small = np.asarray(Image.open("photo.png").convert("RGB").resize((model.image_size,) * 2))
+    assert not small.flags.writeable
+    np.testing.assert_array_equal(model.predict_proba(small), model.predict_proba(small.copy()))
+
+
 def test_many_images_of_many_kinds_and_sizes_are_rows_in_their_order(here, model):
     noise = np.random.default_rng(1).integers(0, 256, (4, 50, 20, 3), np.uint8)
     parts = ["photo.png", noise, Image.open("photo.png"), [noise[0], torch.from_numpy(noise[1])]]

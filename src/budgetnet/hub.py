@@ -158,7 +158,7 @@ def card(
         lines += ["<details><summary>Recipe</summary>", "", textwrap.indent(text, "    "), "</details>", ""]
     checksum = classifier.provenance.get("data_checksum")
     if isinstance(checksum, str):
-        lines += [f"Data: SHA-256 `{checksum}`. Written by budgetnet {__version__}.", ""]
+        lines += [f"Data: SHA-256 `{checksum}`.", ""]
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         exit_on_error=False,
         print_config=None,
     )
-    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file (see recipes/)")
+    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
     parser.add_argument(
         "--data", metavar="DIR", help="where the data is; null is $BUDGETNET_DATA, else the cache folder"
     )
@@ -80,7 +80,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
     if options.recipe_file is None:
         if not options.resume or run is None:
-            raise ConfigError("which recipe? give a YAML file, such as recipes/quick.yaml")
+            raise ConfigError("which recipe? give a YAML file, or a name, such as quick")
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
         config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
