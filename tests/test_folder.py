@@ -30,7 +30,8 @@ from budgetnet.train import train
 
 SMALL = Config(
     dataset="digits",
-    val_size=1200,
+    val_size=100,
+    train_size=238,
     model=ModelConfig(name="residual", stages=[StageConfig(width=4, depth=1, stride=4)]),
     epochs=2,
     batch_size=64,

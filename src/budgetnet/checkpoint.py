@@ -5,6 +5,7 @@ All are read as data: nothing that a file brings is ever executed. All are writt
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -294,6 +295,9 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
     )
 
 
+_types = functools.cache(get_type_hints)  # which evaluates annotations each time: a long file would take seconds
+
+
 def has_type(value: Any, hint: Any) -> bool:
     """Whether `value` is what the annotation `hint` of a configuration says; a number must be finite."""
     origin, arguments = get_origin(hint), get_args(hint)
@@ -304,7 +308,7 @@ def has_type(value: Any, hint: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(has_type(entry, arguments[0]) for entry in value)
     if is_dataclass(hint):
-        kinds = get_type_hints(hint)
+        kinds = _types(hint)
         return type(value) is hint and all(has_type(getattr(value, name), kind) for name, kind in kinds.items())
     if hint is float:
         return type(value) in (int, float) and abs(value) < 2**53
