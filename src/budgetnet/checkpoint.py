@@ -295,7 +295,10 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
     )
 
 
-_types = functools.cache(get_type_hints)  # which evaluates annotations each time: a long file would take seconds
+@functools.cache  # as annotations are evaluated each time: a long file would take seconds
+def _types(hint: Any) -> dict[str, Any] | None:
+    """The types of a dataclass's fields; None of what is none."""
+    return get_type_hints(hint) if is_dataclass(hint) else None
 
 
 def has_type(value: Any, hint: Any) -> bool:
@@ -307,8 +310,7 @@ def has_type(value: Any, hint: Any) -> bool:
         return any(has_type(value, choice) for choice in arguments)
     if origin is list:
         return isinstance(value, list) and all(has_type(entry, arguments[0]) for entry in value)
-    if is_dataclass(hint):
-        kinds = _types(hint)
+    if (kinds := _types(hint)) is not None:
         return type(value) is hint and all(has_type(getattr(value, name), kind) for name, kind in kinds.items())
     if hint is float:
         return type(value) in (int, float) and abs(value) < 2**53
