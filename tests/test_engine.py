@@ -51,7 +51,7 @@ def inputs_of(images: Tensor) -> Tensor:
     return normalize(images, MEAN, STD)
 
 
-def compiled(network: nn.Module, precision: str = "fp32", threads: int = 2) -> Engine:
+def compiled(network: nn.Module, precision: str = "fp32", threads: int = 1) -> Engine:
     torch.set_num_threads(threads)
     return compile_network(
         network,
@@ -137,7 +137,6 @@ def test_one_strange_image_among_those_of_the_calibration_leaves_int8_as_good():
 
 def test_int8_weights_leave_a_bit_free_so_that_no_processor_overflows():
     network = a_network()
-    torch.set_num_threads(2)
     exported = engine.export_onnx(network, SHAPE)
     graph = onnx.load_from_string(engine.quantize_onnx(exported, inputs_of(some_images()).numpy())).graph
     weights = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
