@@ -219,8 +219,10 @@ class Served:
             except DataError as error:
                 raise _told(f"image {i}: {error}", BAD_REQUEST) from error
         with torch.inference_mode():
-            chunks = images.split(_TOGETHER) if len(images) else []
-            logits = [self.network(normalize(chunk, self.mean, self.std)) for chunk in chunks]
+            logits = [
+                self.network(normalize(images[start : start + _TOGETHER], self.mean, self.std))
+                for start in range(0, len(images), _TOGETHER)
+            ]
         probabilities = torch.cat([torch.zeros(0, len(self.classes)), *logits]).softmax(1)
         if not probabilities.isfinite().all():
             raise _told("the network gives numbers that are not finite: its weights are damaged", INTERNAL_ERROR)
