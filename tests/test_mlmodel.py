@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -104,7 +105,12 @@ def server(place, logged):
     }
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", program, *arguments], cwd=place, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", program, *arguments],
+            cwd=place,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         until = time.monotonic() + 120
@@ -116,7 +122,7 @@ def server(place, logged):
             time.sleep(0.1)
         yield port
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
 
