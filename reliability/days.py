@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from faults import Fault, write
 from mlflow_server import Gate, serving, stored
@@ -118,12 +117,6 @@ def incomplete(found: dict[str, Any], run: Path) -> list[str]:
     return wrong + ([] if "data_checksum" in found["tags"] else ["tags"])
 
 
-def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
-    """What `budgetnet track` logs as the model."""
-    best = checkpoint.load_classifier(path)
-    return best.network, np.zeros((2, len(best.mean), best.image_size, best.image_size), np.float32)
-
-
 def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undisturbed: Path) -> list[str]:
     """Train under one fault, mend the server, complete the record; what is wrong afterwards."""
     run = folder / "run"
@@ -143,7 +136,7 @@ def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undis
         wrong.append(f"an epoch waited {Timed.longest:.2f} s")
     for _ in range(2):
         try:
-            tracking.send(run, load_network=load_network, warn=wrong.append)
+            tracking.send(run, load_classifier=checkpoint.load_classifier, warn=wrong.append)
             wrong += incomplete(stored(gate.uri, run), run)
         except (AssertionError, BudgetnetError) as error:
             wrong.append(str(error))

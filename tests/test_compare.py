@@ -263,7 +263,7 @@ def test_the_runs_of_an_mlflow_experiment_are_compared_like_their_folders(study,
         tracker.start(folder.name, {}, {})
         files = [folder / name for name in ("config.yaml", "metrics.csv", "summary.json")]
         ended = folder != study[6]
-        tracker.finish("FINISHED" if ended else "KILLED", files if ended else [], None, None, {})
+        tracker.finish("FINISHED" if ended else "KILLED", files if ended else [], None, {})
     assert main(["compare", "--experiment", "budgetnet", "--json"]) == 0
     output = capsys.readouterr()
     assert "1 runs of budgetnet have no record in MLflow yet" in output.err

@@ -299,10 +299,10 @@ class Sender:
     def log_epoch(self, row):
         self.calls.append(f"epoch {row['epoch']}")
 
-    def finish(self, status, files, network, example, summary):
+    def finish(self, status, files, classifier, summary):
         if Sender.dies:
             raise SystemExit
-        assert example.shape == (2, 3, 32, 32)
+        assert classifier.image_size == 32
         self.calls.append(status)
         store.note_sent(self.run, status)
 

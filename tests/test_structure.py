@@ -57,6 +57,7 @@ ORDER = [
     "export",
     "words",
     "lineage",
+    "mlmodel",
     "store",
     "registry",
     "tracking",

@@ -156,7 +156,7 @@ run = Path("run")
 run.mkdir()
 tracker = Tracker(run, experiment="x", warn=lambda text: sys.exit(text))
 tracker.start("first", {"seed": 1}, {})
-tracker.finish("FINISHED", [], None, None, {})
+tracker.finish("FINISHED", [], None, {})
 import mlflow
 from mlflow.telemetry import get_telemetry_client
 client = get_telemetry_client()

@@ -15,7 +15,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -24,6 +23,8 @@ from torch import nn
 
 from budgetnet import checkpoint, cli, lineage, runs, store, tracking, words
 from budgetnet import config as configuration
+from budgetnet.classifier import Classifier
+from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.metrics import Metrics, read_metrics
 from budgetnet.tracking import Tracker, send
@@ -72,7 +73,7 @@ def test_a_run_folder_with_a_damaged_file_is_not_sent_and_the_file_is_named(tmp_
     (tmp_path / "config.yaml").write_text("experiment: a\n")
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=name):
-        send(tmp_path, load_network=lambda path: (network(), EXAMPLE), warn=lambda line: None)
+        send(tmp_path, load_classifier=lambda path: classifier(), warn=lambda line: None)
 
 
 # ---------------------------------------------------------------------------------------------------- what a run does
@@ -86,7 +87,15 @@ def network(seed=0):
     return layers.eval()
 
 
-EXAMPLE = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+def classifier(seed=0):
+    return Classifier(
+        network=network(seed),
+        model=ModelConfig(),
+        classes=("a", "b", "c", "d", "e"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        image_size=8,
+    )
 
 
 def row(epoch):
@@ -103,12 +112,12 @@ def train(run, tracker, epochs, params=PARAMS, finish=True):
         metrics.append(row(epoch))
         tracker.log_epoch(row(epoch))
     if not finish:
-        tracker.finish("KILLED", [], None, None, {})
+        tracker.finish("KILLED", [], None, {})
         return
     (run / "summary.json").write_text(json.dumps({"name": "first try", "tags": TAGS, "final": FINAL}))
     (run / "best.safetensors").write_bytes(b"weights")
     files = [run / name for name in ("config.yaml", "metrics.csv", "summary.json", "best.safetensors")]
-    tracker.finish("FINISHED", files, network(), EXAMPLE, FINAL)
+    tracker.finish("FINISHED", files, classifier(), FINAL)
 
 
 def assert_complete(uri, run, epochs=(1, 2, 3)):
@@ -132,9 +141,9 @@ def assert_complete(uri, run, epochs=(1, 2, 3)):
     return found
 
 
-def load_network(path):
+def load_classifier(path):
     assert path.name == "best.safetensors"
-    return network(), EXAMPLE
+    return classifier()
 
 
 def no_warning(text):
@@ -175,7 +184,7 @@ run.mkdir()
 tracker = Tracker(run, experiment="both", warn=lambda text: print("warning:", text))
 tracker.start(run.name, {"seed": 1}, {})
 tracker.log_epoch({"epoch": 1, "loss": 0.5})
-tracker.finish("FINISHED", [], None, None, {})
+tracker.finish("FINISHED", [], None, {})
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(tracking.__file__).parents[1]), os.environ["PYTHONPATH"]])
@@ -224,12 +233,12 @@ def test_a_run_is_copied_to_the_server_with_its_model_once(server, run, monkeypa
         warnings.simplefilter("ignore")
         info = mlflow.models.get_model_info(f"models:/{found['models'][0][0]}")
         model = mlflow.pytorch.load_model(info.model_uri)
-    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 3, 8, 8)}
-    assert info.signature.outputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 5)
+    assert info.signature.inputs.input_names() == ["image"]
+    assert info.signature.outputs.input_names() == ["class", "label", "probabilities"]
     for images in (torch.randn(1, 3, 8, 8), torch.randn(7, 3, 8, 8)):
         torch.testing.assert_close(model(images), network()(images))
 
-    assert send(run, load_network=load_network, warn=no_warning)
+    assert send(run, load_classifier=load_classifier, warn=no_warning)
     assert stored(uri, run) == found, "sending a complete run adds nothing"
 
 
@@ -274,7 +283,7 @@ def test_other_weights_of_the_same_run_are_another_model(server, run, monkeypatc
     uri = f"http://127.0.0.1:{server}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     train(run, Tracker(run, experiment="digits", warn=no_warning), [1])
-    send(run, load_network=lambda path: (network(seed=1), EXAMPLE), warn=no_warning)
+    send(run, load_classifier=lambda path: classifier(seed=1), warn=no_warning)
     assert len(stored(uri, run)["models"]) == 2
 
 
@@ -321,13 +330,14 @@ def test_a_server_that_dies_costs_one_warning_and_send_completes_the_record(gate
     assert f"`budgetnet track {run}` sends it later" in said[0]
     assert gate.uri in said[0]
     with pytest.raises(BudgetnetError, match="cannot send"):
-        send(run, load_network=load_network, warn=no_warning)
+        send(run, load_classifier=load_classifier, warn=no_warning)
     gate.recover()
     assert (
-        send(run, load_network=load_network, warn=no_warning) == json.loads((run / "mlflow.json").read_text())["run_id"]
+        send(run, load_classifier=load_classifier, warn=no_warning)
+        == json.loads((run / "mlflow.json").read_text())["run_id"]
     )
     found = assert_complete(gate.uri, run)
-    send(run, load_network=load_network, warn=no_warning)
+    send(run, load_classifier=load_classifier, warn=no_warning)
     assert stored(gate.uri, run) == found
 
 
@@ -367,7 +377,7 @@ def test_what_the_server_did_without_being_able_to_say_so_is_not_done_again(gate
     gate.recover()
     if moment == "at the start":
         assert json.loads((run / "mlflow.json").read_text())["run_id"] is None
-    send(run, load_network=load_network, warn=no_warning)
+    send(run, load_classifier=load_classifier, warn=no_warning)
     assert_complete(gate.uri, run)
 
 
@@ -394,7 +404,7 @@ def test_a_run_that_the_server_makes_late_is_deleted_when_the_record_is_complete
         experiment = client.get_experiment_by_name("digits").experiment_id
         tags = {"budgetnet.run": record.key}
         client.create_run(experiment, start_time=0, tags=tags)  # asked for before all others
-    assert send(run, load_network=load_network, warn=no_warning) == record.run_id
+    assert send(run, load_classifier=load_classifier, warn=no_warning) == record.run_id
     assert stored(uri, run) == found
 
 
@@ -420,7 +430,7 @@ def test_what_a_run_took_of_its_machine_and_how_long_it_took_are_sent_with_its_e
     (run / "pictures").mkdir()
     (run / "pictures" / "network.png").write_bytes(b"a picture")
     for _ in range(2):
-        send(run, load_network=load_network, warn=no_warning)
+        send(run, load_classifier=load_classifier, warn=no_warning)
         found = stored(uri, run)
         assert found["points"]["system/process_memory_usage_megabytes"] == [(1, 10.0), (2, 20.0)]
         assert found["seconds"] == 3.0
@@ -432,7 +442,7 @@ def test_a_run_trained_without_tracking_can_be_sent(server, run, monkeypatch):
     assert not (run / "mlflow.json").exists()
     uri = f"http://127.0.0.1:{server}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    send(run, load_network=load_network, warn=no_warning)
+    send(run, load_classifier=load_classifier, warn=no_warning)
     assert_complete(uri, run)
 
 
@@ -441,7 +451,7 @@ def test_an_unfinished_run_is_sent_as_killed_without_a_model_and_says_so(server,
     uri = f"http://127.0.0.1:{server}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     said = []
-    send(run, load_network=load_network, warn=said.append)
+    send(run, load_classifier=load_classifier, warn=said.append)
     assert len(said) == 1
     found = stored(uri, run)
     assert (found["status"], found["models"]) == ("KILLED", [])
@@ -581,7 +591,7 @@ def test_a_bad_server_costs_seconds_and_one_warning_and_the_run_is_kept(run, mon
         try:
             train(run, Tracker(run, experiment="digits", warn=said.append), [1, 2, 3])
             with pytest.raises(BudgetnetError, match="cannot send"):
-                send(run, load_network=load_network, warn=no_warning)
+                send(run, load_classifier=load_classifier, warn=no_warning)
         finally:
             bad.shutdown()
             thread.join()
@@ -658,7 +668,7 @@ def test_without_mlflow_training_goes_on_and_says_once_that_tracking_is_off(run,
         f"MLflow tracking is off: MLflow is not installed (pip install mlflow); everything is kept in {run}"
     ]
     with pytest.raises(BudgetnetError, match="not installed"):
-        send(run, load_network=load_network, warn=no_warning)
+        send(run, load_classifier=load_classifier, warn=no_warning)
 
 
 def test_a_damaged_record_costs_one_warning_and_send_names_it(run):
@@ -668,16 +678,10 @@ def test_a_damaged_record_costs_one_warning_and_send_names_it(run):
     train(run, Tracker(run, experiment="digits", warn=said.append), [1])
     assert len(said) == 1
     with pytest.raises(BudgetnetError, match=r"mlflow\.json is not what budgetnet wrote"):
-        send(run, load_network=load_network, warn=no_warning)
+        send(run, load_classifier=load_classifier, warn=no_warning)
 
 
 def test_send_refuses_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(BudgetnetError, match=r"cannot read .*config\.yaml"):
-        send(tmp_path, load_network=load_network, warn=no_warning)
+        send(tmp_path, load_classifier=load_classifier, warn=no_warning)
     assert list(tmp_path.glob("*.json")) == []
-
-
-def test_an_example_of_one_image_is_refused_because_it_would_fix_the_batch_size(run):
-    tracker = Tracker(run, experiment="digits", warn=no_warning, enabled=False)
-    with pytest.raises(ValueError, match=r"expected float32 \(n, c, h, w\) with n >= 2"):
-        tracker.finish("FINISHED", [], network(), EXAMPLE[:1], {})

@@ -7,7 +7,6 @@ Every point has the time of the run's own clock, so that one which is sent twice
 from __future__ import annotations
 
 import contextlib
-import copy
 import getpass
 import hashlib
 import json
@@ -28,11 +27,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-import torch
-from torch import nn
-
+from budgetnet import mlmodel
 from budgetnet.checkpoint import digest
+from budgetnet.classifier import Classifier
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.files import atomic_write, flush
 from budgetnet.lineage import Input
@@ -218,8 +215,7 @@ class Copy:
         run: Path,
         status: Status,
         files: Sequence[Path],
-        network: nn.Module | None,
-        example: np.ndarray[Any, Any] | None,
+        classifier: Classifier | None,
         final: Mapping[str, float],
         tags: Mapping[str, str],
         seconds: float,
@@ -240,8 +236,8 @@ class Copy:
                 self._client.log_artifact(self.run_id, str(file))
 
         within(seconds, values_and_files)
-        if network is not None and example is not None:
-            self._model(network, example, last, seconds)
+        if classifier is not None:
+            self._model(classifier, last, seconds)
         # Last, so that a run which says FINISHED has everything.
         if self._status != status:
             ended = self._begun + round(1000 * clock)
@@ -261,18 +257,16 @@ class Copy:
             self._client.log_batch(self.run_id, metrics=new[start : start + 1000])
         self._points |= {(metric.key, metric.step) for metric in new}
 
-    def _model(self, network: nn.Module, example: np.ndarray[Any, Any], step: int, seconds: float) -> None:
+    def _model(self, classifier: Classifier, step: int, seconds: float) -> None:
         """Log the model unless the run has one with these weights.
 
         Through the client and not mlflow.pytorch.log_model, which files the model under the process's active
         experiment and tracking URI instead of the run's.
         """
-        import mlflow.pytorch
         from mlflow.entities import LoggedModelOutput
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        from mlflow.models import Model
 
-        weights = digest({}, network.state_dict())
+        weights = digest({}, classifier.network.state_dict())
 
         def models() -> list[Any]:
             of_this_run = f"source_run_id = '{self.run_id}'"
@@ -295,31 +289,14 @@ class Copy:
         logged = within(CALL_SECONDS, create)
         if logged is None:
             return
-        network = copy.deepcopy(network).to("cpu").eval()
-        with torch.no_grad():
-            classes = network(torch.from_numpy(example)).shape[1]
-        float32 = np.dtype(np.float32)
-        signature = ModelSignature(
-            Schema([TensorSpec(float32, (-1, *example.shape[1:]))]), Schema([TensorSpec(float32, (-1, classes))])
-        )
         with tempfile.TemporaryDirectory() as folder:
-            # pt2 is a traced graph: it loads without budgetnet and without running code from the file, where a pickle
-            # needs both, and an example of two or more images leaves the batch size open. The requirements are given
-            # because MLflow finds them out, slowly, by loading the model in another process.
-            mlflow.pytorch.save_model(
-                network,
-                path=f"{folder}/model",
-                mlflow_model=Model(
-                    artifact_path=logged.artifact_location,
-                    model_uuid=logged.model_id,
-                    run_id=self.run_id,
-                    model_id=logged.model_id,
-                ),
-                signature=signature,
-                input_example=example,
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-                serialization_format="pt2",
+            model = Model(
+                artifact_path=logged.artifact_location,
+                model_uuid=logged.model_id,
+                run_id=self.run_id,
+                model_id=logged.model_id,
             )
+            mlmodel.save(classifier, Path(folder) / "model", model)
 
             def upload() -> None:
                 self._client.log_model_artifacts(logged.model_id, f"{folder}/model")

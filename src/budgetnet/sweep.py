@@ -242,7 +242,7 @@ class _Worker:
                 best = result["best"]
                 taken = sum(row["outcome"] != "refused" for row in result["trials"])
                 final = {} if best is None else {"val_accuracy": best["val_accuracy"], "trials": taken}
-                tracker.finish(status, files, None, None, final)
+                tracker.finish(status, files, None, final)
         if result["best"] is None:
             reasons = [row["why"] for row in result["trials"] if row["why"]]
             raise TrainingError(f"no trial came to its end; the last one: {(reasons or ['pruned'])[-1]}")

@@ -17,10 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import nn
-
 from budgetnet import lineage, runs, store, words
+from budgetnet.classifier import Classifier
 from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.masking import mask
@@ -124,8 +122,7 @@ class Tracker:
         self,
         status: Status,
         files: Sequence[Path],
-        network: nn.Module | None,
-        example: np.ndarray[Any, Any] | None,
+        classifier: Classifier | None,
         summary: Mapping[str, float],
     ) -> None:
         """Send the run's files, its final metrics and the model, and end the MLflow run.
@@ -135,20 +132,15 @@ class Tracker:
         Args:
             status: how the run ended.
             files: what to send as artifacts; files of the same name are replaced.
-            network: the model to send, not compiled, on any device, left unchanged; None sends none.
-            example: (n, c, h, w), float32, normalised, n >= 2; given with `network`.
+            classifier: the model to send, its network not compiled, on any device; None sends none.
             summary: final metrics, logged as `final/NAME` at the last epoch.
-
-        Raises:
-            ValueError: `network` comes without an example of two or more images.
         """
-        _check_example(network, example)
         self._settle()
         opened = self._copy if self._sender else None
         if opened is not None:
             with self._guarded("sending the results"), store.silence():
                 said, most = _shown(self._run), store.UPLOAD_SECONDS
-                opened.complete(self._run, status, files, network, example, summary, said, most)
+                opened.complete(self._run, status, files, classifier, summary, said, most)
                 store.note_sent(self._run, status)
         self._leave()
 
@@ -260,14 +252,14 @@ class _Sender:
 def send(
     run: Path,
     *,
-    load_network: Callable[[Path], tuple[nn.Module, np.ndarray[Any, Any]]],
+    load_classifier: Callable[[Path], Classifier],
     warn: Callable[[str], None],
 ) -> str:
     """Complete the MLflow copy of a run from its folder; what the store has already is not sent again.
 
     Args:
         run: the run folder.
-        load_network: from best.safetensors to the network and an example, as `Tracker.finish` takes them.
+        load_classifier: from best.safetensors to the model to send, as `Tracker.finish` takes it.
         warn: called with a line where the run has not finished, and so has no model to send.
 
     Returns:
@@ -286,10 +278,9 @@ def send(
     )
     record = replace(record, name=summary.get("name", record.name), tags={**record.tags, **summary.get("tags", {})})
     files = [run / name for name in RECORD if (run / name).exists()]
-    network, example = None, None
+    classifier = None
     if finished and (run / "best.safetensors").exists():
-        network, example = load_network(run / "best.safetensors")
-        _check_example(network, example)
+        classifier = load_classifier(run / "best.safetensors")
     if not finished:
         warn(f"{run} has no summary.json, so it has not finished: sending its epochs, without a model, as KILLED")
     try:
@@ -305,7 +296,7 @@ def send(
             store.within(store.SEND_SECONDS, describe)
             status: Status = "FINISHED" if finished else "KILLED"
             final = summary.get("final", {})
-            opened.complete(run, status, files, network, example, final, said, store.SEND_SECONDS)
+            opened.complete(run, status, files, classifier, final, said, store.SEND_SECONDS)
             store.within(store.SEND_SECONDS, opened.drop_others)  # that a server may have made only now
             store.note_sent(run, status)
     except BudgetnetError:
@@ -338,11 +329,3 @@ def _shown(run: Path, tags: Mapping[str, str] | None = None) -> dict[str, str]:
     if commit != "unknown":
         found["mlflow.source.git.commit"] = commit
     return found
-
-
-def _check_example(network: nn.Module | None, example: np.ndarray[Any, Any] | None) -> None:
-    if network is not None and (
-        example is None or example.ndim != 4 or len(example) < 2 or example.dtype != np.float32
-    ):
-        found = "none" if example is None else f"{example.dtype} {example.shape}"
-        raise ValueError(f"the example is {found}, expected float32 (n, c, h, w) with n >= 2")

@@ -483,7 +483,7 @@ def train(
                 atomic_write(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
         except BaseException as error:
             status: Status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
-            tracker.finish(status, [], None, None, {})
+            tracker.finish(status, [], None, {})
             if isinstance(error, WriteError):
                 raise FolderError(f"{error}; what was saved before is kept, and --resume goes on from there") from error
             advice = _advice(error, config, device)
@@ -492,18 +492,14 @@ def train(
             raise
         if place:
             report(loaded)
-            _send_results(tracker, run, summary, dataset)
+            _send_results(tracker, run, summary)
     return summary
 
 
-def _send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any], dataset: Dataset | None = None) -> None:
-    """Give a finished run's files and model to MLflow, with two images as an example of what the model takes."""
+def _send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any]) -> None:
+    """Give a finished run's files and model to MLflow."""
     files = [run / name for name in RECORD if (run / name).exists()]
-    best = checkpoint.load_classifier(run)
-    size = best.image_size
-    images = dataset.train.images[:2] if dataset else torch.zeros(2, len(best.mean), size, size, dtype=torch.uint8)
-    example = normalize(images, best.mean, best.std).numpy()
-    tracker.finish("FINISHED", files, best.network, example, summary["final"])
+    tracker.finish("FINISHED", files, checkpoint.load_classifier(run), summary["final"])
 
 
 def _tidy_up(config: Config, run: Path, summary: Mapping[str, Any], unsent: bool, progress: Progress) -> None:

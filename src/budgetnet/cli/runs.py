@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetnet.cli.common import command_parser, warn
 from budgetnet.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def add(commands: Any) -> None:
@@ -79,20 +76,14 @@ def _compare(options: Namespace) -> int:
 def _track(options: Namespace) -> int:
     import contextlib
 
-    import numpy as np
-
     from budgetnet import album, checkpoint, folder, report, tracking
-
-    def load_network(path: Path) -> tuple[torch.nn.Module, Any]:
-        best = checkpoint.load_classifier(path)
-        return best.network, np.zeros((2, len(best.mean), best.image_size, best.image_size), np.float32)
 
     # Held, as a run that is training sends its record itself, and would be said to have ended.
     there = options.folder.is_dir()
     with folder.hold(options.folder, warn) if there else contextlib.nullcontext():
         if (options.folder / report.NAME).is_file() and not (options.folder / album.FOLDER).is_dir():
             album.for_tracking(options.folder, warn)  # trained without tracking, or interrupted before it drew them
-        print(tracking.send(options.folder, load_network=load_network, warn=warn))
+        print(tracking.send(options.folder, load_classifier=checkpoint.load_classifier, warn=warn))
     return 0
 
 
