@@ -15,7 +15,21 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import NoReturn
 
-from budgetnet.cli import ablate, data, evaluate, export, fit, networks, predict, runs, serve, sweep, train, ui
+from budgetnet.cli import (
+    ablate,
+    compress,
+    data,
+    evaluate,
+    export,
+    fit,
+    networks,
+    predict,
+    runs,
+    serve,
+    sweep,
+    train,
+    ui,
+)
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.masking import mask
 
@@ -90,7 +104,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"budgetnet {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("train", help="train a network by a recipe", add_help=False)
-    for group in (evaluate, predict, networks, ablate, fit, sweep, export, serve, ui, runs, data):
+    for group in (evaluate, predict, networks, ablate, fit, sweep, compress, export, serve, ui, runs, data):
         group.add(commands)
     return parser
 
