@@ -1,23 +1,29 @@
 """A network made smaller is the best part of what it was, and a network like any other."""
 
+import contextlib
+import io
 import json
 import pathlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
+import small as small_targets
 import torch
 from torch import nn
 
 import budgetnet
-from budgetnet import checkpoint, cli, compress, data, hub, models, runs, start
+from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, start
 from budgetnet import config as configuration
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError
 from budgetnet.models import shrink
+from budgetnet.train import Interrupted
 
 SMOKE = pathlib.Path(__file__).parent.parent / "recipes" / "smoke.yaml"
+SIDE = 16
 KINDS = {
     "basic": {},
     "bottleneck": {"expansion": 2},
@@ -52,7 +58,7 @@ NETWORKS = {kind: residual(kind) for kind in KINDS} | {
 def built(config: ModelConfig, seed: int = 0) -> nn.Module:
     """The network as if it had been trained: nothing in it is 0 or 1 any more."""
     torch.manual_seed(seed)
-    network = models.build(config, 4, 32).eval()
+    network = models.build(config, 4, SIDE).eval()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -63,7 +69,7 @@ def built(config: ModelConfig, seed: int = 0) -> nn.Module:
     return network
 
 
-IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -104,14 +110,14 @@ def test_the_configuration_alone_builds_a_network_of_the_same_shapes_that_can_be
     ranks = shrink.lower_ranks(network, 0.4)
     shrink.reduce(network, None, ranks, trained=True)
     config = replace(NETWORKS[name], channels=channels, ranks=ranks)
-    anew = models.build(config, 4, 32)
+    anew = models.build(config, 4, SIDE)
     checkpoint.load_strictly(anew, network.state_dict(), "it", "the one that is built")
     assert torch.equal(logits(anew.eval()), logits(network))
     assert models.count_parameters(anew) == models.count_parameters(network)
     assert models.count_parameters(anew) < models.count_parameters(built(NETWORKS[name]))
     anew.train()(IMAGES).square().sum().backward()
     assert all(p.grad is not None for p in anew.parameters() if p.requires_grad)
-    assert sum(row.parameters for row in models.summarize(anew, 32)) == models.count_parameters(anew)
+    assert sum(row.parameters for row in models.summarize(anew, SIDE)) == models.count_parameters(anew)
 
 
 @pytest.mark.parametrize("name", ["whitened_cnn", "bottleneck"])
@@ -133,7 +139,7 @@ def test_channels_on_a_residual_stream_before_gates_and_before_groups_stay():
         return [place.producer for place in shrink.places(built(residual(kind)))]
 
     assert producers("basic") == ["conv1", "layer1.0.conv1", "layer2.0.conv1"]
-    assert producers("bottleneck, grouped") == ["conv1", "layer1.0.conv2", "layer2.0.conv2"][:1]
+    assert producers("bottleneck, grouped") == ["conv1"]
     assert producers("basic, separable") == ["conv1", "layer1.0.pointwise1", "layer2.0.pointwise1"]
     assert producers("inverted") == ["conv1", "layer1.0.expand.0", "layer2.0.expand.0"]
     assert producers("inverted, gated") == ["conv1"]
@@ -242,27 +248,35 @@ def test_a_smaller_network_over_the_budget_is_told_without_a_width_that_would_fi
 def run(tmp_path_factory):
     """A run on the digits that has learnt something."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    budgetnet.train(SMOKE, output=folder, epochs=6, track=False, report=False, quiet=True)
+    budgetnet.train(SMOKE, output=folder, epochs=4, track=False, report=False, quiet=True)
     return folder
 
 
 QUIET = ["--no-track", "--no-report"]
 
 
+def halving(run: pathlib.Path) -> list[str]:
+    """The command that makes `small`."""
+    options = ["--sparsity", "0.5", "--rank", "0.6", "--epochs", "1", "--output", str(run.parent / "small"), *QUIET]
+    return ["compress", str(run), *options]
+
+
 @pytest.fixture(scope="module")
-def small(run):
+def printed(run):
+    """What that command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(halving(run)) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def small(run, printed):
     """The run with half of its channels, of lower rank, trained further."""
-    folder = run.parent / "small"
-    options = ["--sparsity", "0.5", "--rank", "0.6", "--epochs", "2", "--output", str(folder), *QUIET]
-    assert cli.main(["compress", str(run), *options]) == 0
-    return folder
+    return run.parent / "small"
 
 
-def test_compress_prints_a_table_against_the_original(run, tmp_path, capsys):
-    folder = tmp_path / "half"
-    assert cli.main(["compress", str(run), "--sparsity", "0.5", "--epochs", "1", "--output", str(folder), *QUIET]) == 0
-    out = capsys.readouterr().out
-    table = out[out.index("original  compressed") :].splitlines()
+def test_compress_prints_a_table_against_the_original(printed, small):
+    table = printed[printed.index("original  compressed") :].splitlines()
     assert [line.split("  ")[0] for line in table[1:8]] == [
         "parameters",
         "million mult-adds",
@@ -276,7 +290,7 @@ def test_compress_prints_a_table_against_the_original(run, tmp_path, capsys):
     assert "before training)" in table[4]
     assert "times as fast" in table[7]
     assert all(len(line) <= 80 for line in table[:8])
-    assert f"everything is in {folder}" in out
+    assert f"everything is in {small}" in printed
 
 
 def test_a_smaller_run_says_from_what_it_was_made_and_costs_less(run, small):
@@ -292,7 +306,7 @@ def test_a_smaller_run_says_from_what_it_was_made_and_costs_less(run, small):
     assert after.provenance["start"]["parameters"] == before.parameters
     assert after.provenance["start"]["val_accuracy"] == before.provenance["val_accuracy"]
     assert runs.read(small).find("tags.start", str) == after.provenance["start"]["sha256"]
-    assert record["compressed"]["val_accuracy"] > 0.5
+    assert record["compressed"]["val_accuracy"] > 0.3
     card = hub.card("small", after, None)
     assert (
         f"It was made from one of {before.parameters:,} parameters, by taking channels out and by lowering the rank of "
@@ -301,7 +315,6 @@ def test_a_smaller_run_says_from_what_it_was_made_and_costs_less(run, small):
 
 
 def test_a_smaller_run_is_evaluated_inspected_resumed_and_exported_like_any_other(small, tmp_path, capsys):
-    data.load("digits", None)
     assert cli.main(["evaluate", str(small), "--split", "val", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["accuracy"] == pytest.approx(checkpoint.load(small).provenance["val_accuracy"], abs=0.011)
@@ -317,27 +330,34 @@ def test_a_smaller_run_is_evaluated_inspected_resumed_and_exported_like_any_othe
     asked = onnxruntime.InferenceSession(file)
     (found,) = asked.run(None, {"images": images.permute(0, 2, 3, 1).contiguous().numpy()})
     np.testing.assert_allclose(found, model.predict_proba(images), atol=1e-4)
-    assert cli.main(["train", "--resume", "--output", str(small), "--epochs", "3", *QUIET, "--quiet"]) == 0
-    assert runs.read(small).chosen_epoch is not None
-    assert len(runs.read(small).rows) == 3
+    longer = shutil.copytree(small, tmp_path / "longer")
+    assert cli.main(["train", "--resume", "--output", str(longer), "--epochs", "2", *QUIET, "--quiet"]) == 0
+    assert len(runs.read(longer).rows) == 2
 
 
-def test_the_same_command_goes_on_and_another_is_refused(run, tmp_path, capsys):
-    folder = tmp_path / "on"
-    command = ["compress", str(run), "--rank", "0.4", "--epochs", "1", "--output", str(folder), "--json", *QUIET]
-    assert cli.main(command) == 0
-    first = json.loads(capsys.readouterr().out)
-    assert cli.main(command) == 0
+def test_the_same_command_finds_its_work_done_and_another_is_refused(run, small, capsys):
+    first = json.loads((small / "compressed.json").read_text())
+    assert cli.main([*halving(run), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["compressed"] == first["compressed"]
-    assert cli.main([*command[:3], "0.5", *command[4:]]) == 1
+    assert cli.main([*halving(run), "--rank", "0.5"]) == 1
     assert "but the run in" in capsys.readouterr().err
+
+
+def test_a_command_that_is_stopped_goes_on_and_comes_to_the_same(run, small, tmp_path):
+    request = compress.Request(model=run, sparsity=0.5, rank=0.6, options=["--epochs", "1"])
+    stops = iter([False] * 30 + [True] * 1000)
+    with pytest.raises(Interrupted):
+        compress.compress(request, tmp_path / "x", track=False, report=False, stop=lambda: next(stops))
+    compress.compress(request, tmp_path / "x", track=False, report=False)
+    found, expected = (checkpoint.load(folder).network.state_dict() for folder in (tmp_path / "x", small))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_a_student_learns_from_the_model_and_from_the_same_images(run, tmp_path):
     recipe = tmp_path / "student.yaml"
     recipe.write_text(
-        "dataset: cifar10\nepochs: 2\nbatch_size: 64\n"
+        "dataset: cifar10\nepochs: 1\nbatch_size: 64\n"
         "model: {name: residual, stages: [{block: basic, depth: 1, width: 6, stride: 4}]}\n"
     )
     folder = tmp_path / "student"
@@ -356,9 +376,9 @@ def test_a_student_learns_from_the_model_and_from_the_same_images(run, tmp_path)
 def test_less_is_trained_at_a_lower_rate_unless_options_say_otherwise(run):
     before = configuration.load(run / "config.yaml")
     _, config = compress.plan(compress.Request(model=run, sparsity=0.5))
-    assert config.epochs == 2  # a quarter of six, rounded up
+    assert config.epochs == 1  # a quarter of four
     assert config.optimizer.lr == pytest.approx(before.optimizer.lr / 3)
-    assert config.schedule.period == pytest.approx(before.schedule.period / 3)
+    assert config.schedule.period == pytest.approx(before.schedule.period / 4)
     options = ["--epochs", "5", "--optimizer.lr=0.02", "--schedule.name", "cosine"]
     _, config = compress.plan(compress.Request(model=run, sparsity=0.5, options=options))
     assert (config.epochs, config.optimizer.lr, config.schedule.name) == (5, 0.02, "cosine")
@@ -473,3 +493,19 @@ def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_kno
         start.load(network, replace(config, start=str(nameless)), digits)
     with pytest.raises(CheckpointError, match="does not fit residual: "):
         start.load(models.build(replace(config.model, stem=2), 10, 32), config, digits)
+
+
+# The measured table
+
+
+def test_peak_memory_is_that_of_a_process_with_the_model_beyond_one_without(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(small_targets, "PROCESSES", 1)
+    model = checkpoint.load(run)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(deployed.to_onnx(model, "fp32", None))
+    assert small_targets.peak_memory(file) > small_targets.peak_memory(None) > 10e6
+
+
+def test_docs_show_the_record():
+    page = small_targets.PAGE.read_text()
+    assert small_targets.with_table(page) == page, "run `make table`"
