@@ -287,7 +287,7 @@ def test_compress_prints_a_table_against_the_original(printed, small):
         "ms, 64 images",
     ]
     assert "5,478" in table[1]
-    assert "before training)" in table[4]
+    assert "(at first " in table[4]
     assert "times as fast" in table[7]
     assert all(len(line) <= 80 for line in table[:8])
     assert f"everything is in {small}" in printed

@@ -275,17 +275,20 @@ def _milliseconds(compute: Callable[[Tensor], Tensor] | nn.Module, images: Tenso
 def render(result: Mapping[str, Any]) -> str:
     """The comparison as a table of at most 80 columns."""
     before, after = result["original"], result["compressed"]
+    costs = (
+        ("parameters", "parameters", 1, ",.0f"),
+        ("million mult-adds", "multiply_adds", 1e6, ",.1f"),
+        ("file in MB", "bytes", 1e6, ".2f"),
+    )
     rows = [
-        ("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}", _part(before, after, "parameters")),
-        ("million mult-adds", *(f"{of['multiply_adds'] / 1e6:,.1f}" for of in (before, after)), ""),
-        ("file in MB", *(f"{of['bytes'] / 1e6:.2f}" for of in (before, after)), _part(before, after, "bytes")),
+        (label, *(f"{of[key] / unit:{form}}" for of in (before, after)), f"{after[key] / before[key]:.1%}")
+        for label, key, unit, form in costs
     ]
-    rows[1] = (*rows[1][:3], _part(before, after, "multiply_adds"))
     for split in ("val", "test"):
         was, now = before[f"{split}_accuracy"], after[f"{split}_accuracy"]
         said = f"{100 * (now - was):+.2f} points" if was is not None and now is not None else ""
         if split == "val" and after["val_accuracy_untrained"] is not None:
-            said += f" ({after['val_accuracy_untrained']:.2%} before training)"
+            said += f" (at first {after['val_accuracy_untrained']:.2%})"
         name = {"val": "validation", "test": "test"}[split]
         rows.append((f"{name} accuracy", *("-" if of is None else f"{of:.2%}" for of in (was, now)), said))
     for batch, took in result["latency"].items():
@@ -296,7 +299,3 @@ def render(result: Mapping[str, Any]) -> str:
     lines = [f"{'':<{widths[0]}}  {'original':>{widths[1]}}  {'compressed':>{widths[2]}}"]
     lines += [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
     return "\n".join(lines)
-
-
-def _part(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
-    return f"{after[key] / before[key]:.1%}"
