@@ -449,6 +449,23 @@ def test_models_that_cannot_be_made_smaller_are_refused(run, small, tmp_path, mo
         compress.plan(compress.Request(model=run, rank=0.5))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "secret.yaml"}, r"best\.safetensors: optimizer is 'secret\.yaml', expected options of its own"),
+        ({"epochs": "many"}, r"epochs is 'many', expected int"),
+        ({"epochs": "&a [*a]"}, r"best\.safetensors: '&a \[\*a\]' cannot be a value: it has an alias"),
+        ({"epoch": 3}, r"best\.safetensors: epoch is not an option \(did you mean epochs\?\)"),
+    ],
+)
+def test_a_recipe_that_no_training_wrote_is_refused(changes, message, run, tmp_path):
+    model = checkpoint.load(run)
+    provenance = model.provenance | {"config": model.provenance["config"] | changes}
+    strange = made(tmp_path / "strange", model, provenance=provenance)
+    with pytest.raises(ConfigError, match=message):
+        compress.plan(compress.Request(model=strange, rank=0.5))
+
+
 def test_a_channel_is_taken_out_twice_but_a_factored_network_stays_as_it_is(run, small):
     smaller = checkpoint.load(small)
     state = {key: value.clone() for key, value in smaller.network.state_dict().items()}

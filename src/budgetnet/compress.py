@@ -85,13 +85,13 @@ def plan(request: Request) -> tuple[Classifier, Config]:
     trained, recipe = origin.trained_on(path, original), original.provenance.get("config")
     if not trained or not isinstance(recipe, dict):
         raise ConfigError(f"{request.model} does not say how it was trained: give a finished run")
-    given = {option.removeprefix("--").partition("=")[0] for option in request.options if option.startswith("--")}
+    given = {option[2:].partition("=")[0].replace("-", "_") for option in request.options if option.startswith("--")}
     name = str(checkpoint.located(request.model))
     if request.student is None:
         if own := sorted(key for key in given if key.partition(".")[0] in _OWN):
             raise ConfigError(f"--{own[0]} is given, but the network and its weights are those of {request.model}")
-        config = configuration.from_record(recipe, f"the recipe in {path}", request.options)
-        config = _for_less_time(config, configuration.from_record(recipe, str(path)), given, name)
+        before, config = (configuration.from_record(recipe, str(path), more) for more in ((), request.options))
+        config = _for_less_time(config, before, given, name)
         config = replace(config, model=_smaller(request, original))
     else:
         if "distill.teachers" in given or "distill" in given:

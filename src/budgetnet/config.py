@@ -645,6 +645,10 @@ def from_record(record: dict[str, Any], source: str, overrides: Sequence[str] = 
     Raises:
         ConfigError: as `load`; `source` names the file.
     """
+    _require_plain(record, source)
+    for section, kind in get_type_hints(Config).items():  # which in a recipe may be a file's name
+        if is_dataclass(kind) and not isinstance(record.get(section, {}), dict):
+            raise ConfigError(f"{source}: {section} is {record[section]!r}, expected options of its own")
     arguments = _content_arguments(record, source, Path())
     return parse(_parser(), [*arguments, *overrides])[0]
 
