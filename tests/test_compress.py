@@ -449,6 +449,12 @@ def test_models_that_cannot_be_made_smaller_are_refused(run, small, tmp_path, mo
         compress.plan(compress.Request(model=run, rank=0.5))
 
 
+def test_a_folder_of_the_hub_is_a_model_like_a_run(run, tmp_path):
+    hub.write(tmp_path, checkpoint.load(run), run)
+    _, config = compress.plan(compress.Request(model=tmp_path, sparsity=0.5))
+    assert config.start == str(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from budgetnet import api, checkpoint, data, devices, evaluate, models, origin, runs, start
 from budgetnet import config as configuration
+from budgetnet.checkpoint import WEIGHTS
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config, DistillConfig, ModelConfig
 from budgetnet.errors import ConfigError
@@ -80,13 +81,14 @@ def plan(request: Request) -> tuple[Classifier, Config]:
         ConfigError: it does not say how it was trained, cannot be made smaller in this way, or would not be smaller;
             or options that do not go together.
     """
-    path = start.weights_file(checkpoint.located(request.model))
+    place = checkpoint.located(request.model)
+    path = start.weights_file(place)
     original = checkpoint.load_classifier(path)
     trained, recipe = origin.trained_on(path, original), original.provenance.get("config")
     if not trained or not isinstance(recipe, dict):
         raise ConfigError(f"{request.model} does not say how it was trained: give a finished run")
     given = {option[2:].partition("=")[0].replace("-", "_") for option in request.options if option.startswith("--")}
-    name = str(checkpoint.located(request.model))
+    name = str(place if path.name == WEIGHTS else path)
     if request.student is None:
         if own := sorted(key for key in given if key.partition(".")[0] in _OWN):
             raise ConfigError(f"--{own[0]} is given, but the network and its weights are those of {request.model}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from budgetnet import checkpoint, data, optim, origin
 from budgetnet.augment import normalize
-from budgetnet.checkpoint import WEIGHTS, Classifier
+from budgetnet.checkpoint import HUB_WEIGHTS, WEIGHTS, Classifier
 from budgetnet.config import Config, ModelConfig
 from budgetnet.data import Dataset
 from budgetnet.errors import CheckpointError, ConfigError
@@ -21,12 +21,13 @@ _NORM_IMAGES, _NORM_BATCH = 2000, 500
 
 
 def weights_file(path: Path) -> Path:
-    """The model file of a run folder, or itself.
+    """The model file of a run folder, or of one in Hugging Face's layout, or itself.
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: it is none of these.
     """
-    path = path / WEIGHTS if path.is_dir() else path
+    if path.is_dir():
+        path = next((path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()), path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is no run folder and no .safetensors file: give a finished run")
     return path
