@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test lint types table docs bench soak clean
+.PHONY: help demo test lint types table docs box bench soak clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ table: $(INSTALLED) ## README's and docs' tables from the records in results/
 
 docs: $(INSTALLED) ## the documentation as a site that needs no network, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+box: $(INSTALLED) ## put the best of RUNS='RUN ...' into the box, if it is better than what is there
+	$(BIN)/python results/box.py $(RUNS)
 
 bench: $(INSTALLED) ## speed against plain PyTorch, in under 15 minutes; writes docs/speed.md
 	$(BIN)/python benchmarks/bench.py

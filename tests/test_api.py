@@ -91,7 +91,7 @@ import inspect, sys, types
 import budgetnet
 from budgetnet import evaluate, models, train
 from budgetnet.evaluate import predict_logits
-from budgetnet.train import Interrupted, train as loop
+from budgetnet.train import Training, train as loop
 assert budgetnet.train is train and inspect.isfunction(train) and "overrides" in inspect.signature(train).parameters
 assert loop is sys.modules["budgetnet.train"].train and loop is not train
 assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate and evaluate.predict_logits
@@ -195,6 +195,12 @@ def test_one_photo_in_any_form_gives_the_same_probabilities(here, model):
 
 def model_sized(path):
     return read_images(pathlib.Path(path), 32).images
+
+
+def test_an_array_that_cannot_be_written_to_is_read_without_a_warning(here, model):
+    small = np.asarray(Image.open("photo.png").convert("RGB").resize((model.image_size,) * 2))
+    assert not small.flags.writeable
+    np.testing.assert_array_equal(model.predict_proba(small), model.predict_proba(small.copy()))
 
 
 def test_many_images_of_many_kinds_and_sizes_are_rows_in_their_order(here, model):

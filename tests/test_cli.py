@@ -363,7 +363,11 @@ def test_a_single_image_is_classified_on_the_terminal(home, capsys, monkeypatch)
     monkeypatch.chdir(home)
     Image.fromarray(np.load(home / "digits.npy")[0]).resize((90, 70)).save(home / "one.png")
     assert main(["predict", "run", "one.png"]) == 0
-    assert re.fullmatch(r"one\.png  \d  \d+\.\d%\n", capsys.readouterr().out)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"one\.png +\d +\d+\.\d%", first)
+    assert all(re.fullmatch(r" +(\d|\d others) +\d+\.\d%", line) for line in others)
+    shares = [float(line.split()[-1].rstrip("%")) for line in (first, *others)]
+    assert sum(shares) == pytest.approx(100, abs=0.4)
 
 
 def test_inspect_shows_a_network_a_recipe_and_a_run_and_draws_them(home, capsys, monkeypatch):

@@ -18,9 +18,8 @@ import budgetnet
 from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, start
 from budgetnet import config as configuration
 from budgetnet.config import ModelConfig, StageConfig
-from budgetnet.errors import BudgetError, CheckpointError, ConfigError
+from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
-from budgetnet.train import Interrupted
 
 SMOKE = pathlib.Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 SIDE = 16

@@ -215,14 +215,14 @@ def test_the_card_has_in_its_metadata_what_the_run_measured(run, tmp_path):
 
 
 def test_a_model_of_which_nothing_is_known_has_a_card_that_says_so(model):
-    text = hub.card("x", replace(model, provenance={}), None)
+    text = hub.card("x", replace(model, provenance={}), {})
     assert "model-index" not in text
     assert "Nothing: the file says of no measurement." in text
 
 
 def test_names_from_a_file_are_text_on_the_card(model):
     names = ("</details><script>", "[a](http://x)", *model.classes[2:])
-    text = hub.card("# `x`", replace(model, classes=names, provenance={}), None).split("---\n", 2)[2]
+    text = hub.card("# `x`", replace(model, classes=names, provenance={}), {}).split("---\n", 2)[2]
     assert "<script>" not in text
     assert "\\[a\\]\\(http://x\\)" in text
 

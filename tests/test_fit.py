@@ -18,7 +18,9 @@ from budgetnet.config import Config, ModelConfig, OptimizerConfig
 from budgetnet.errors import BudgetError, ConfigError
 from budgetnet.train import Training
 
-RECIPE = Config(dataset="digits", val_size=1200, batch_size=32, optimizer=OptimizerConfig(lr=0.05), ema=0.5)
+RECIPE = Config(
+    dataset="digits", val_size=100, train_size=238, batch_size=32, optimizer=OptimizerConfig(lr=0.05), ema=0.5
+)
 BUDGET = 12_000
 FAMILIES = ("preact", "bottleneck")
 

@@ -15,14 +15,23 @@ import torch
 
 from budgetnet import checkpoint, metrics, store
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
-from budgetnet.errors import CheckpointError, DamagedError, DataError, FolderError, TrainingError, WriteError
+from budgetnet.errors import (
+    CheckpointError,
+    DamagedError,
+    DataError,
+    FolderError,
+    Interrupted,
+    TrainingError,
+    WriteError,
+)
 from budgetnet.folder import RunFolder, hold, is_empty
 from budgetnet.progress import Progress
-from budgetnet.train import Interrupted, train
+from budgetnet.train import train
 
 SMALL = Config(
     dataset="digits",
-    val_size=1200,
+    val_size=100,
+    train_size=238,
     model=ModelConfig(name="residual", stages=[StageConfig(width=4, depth=1, stride=4)]),
     epochs=2,
     batch_size=64,

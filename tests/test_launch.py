@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from budgetnet import cli
+from budgetnet.config import find_recipe
 
 ROOT = Path(__file__).parent.parent
 SLURM = ROOT / "launch" / "slurm.sbatch"
@@ -174,7 +175,7 @@ def test_the_kubernetes_documents_have_the_fields_of_their_kinds_and_name_each_o
     folders = {mount["mountPath"] for mount in container()["volumeMounts"]}
     environment = {variable["name"]: variable["value"] for variable in container()["env"]}
     assert all(any(environment[name].startswith(f"{f}/") for f in folders) for name in ("RUN", "XDG_CACHE_HOME"))
-    assert (ROOT / environment["RECIPE"].removeprefix("/budgetnet/")).is_file()
+    assert find_recipe(Path(environment["RECIPE"])).is_file()
 
 
 def test_a_kubernetes_pod_is_bounded_and_another_takes_its_place_unless_it_would_fail_again():

@@ -129,7 +129,8 @@ def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
 
 SMALL = Config(
     dataset="digits",
-    val_size=1200,
+    val_size=100,
+    train_size=238,
     model=ModelConfig(name="residual", stages=[StageConfig(width=4, depth=1, stride=4)]),
     epochs=1,
     batch_size=128,
@@ -164,7 +165,7 @@ def test_auto_is_taken_off_the_command_line(given):
 def test_the_command_line_finds_a_batch_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "available", lambda: 1)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(configuration.to_yaml(replace(SMALL, val_size=1400)))
+    recipe.write_text(configuration.to_yaml(replace(SMALL, train_size=38)))
     run = tmp_path / "run"
     assert main(["train", str(recipe), "--batch-size", "auto", "--no-track", "--output", str(run)]) == 0
     assert configuration.load(run / "config.yaml").batch_size == 2

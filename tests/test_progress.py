@@ -9,7 +9,8 @@ from budgetnet.train import Position, train
 
 TINY = Config(
     dataset="digits",
-    val_size=1200,
+    val_size=100,
+    train_size=238,
     model=ModelConfig(name="whitened_cnn", width=4),
     epochs=2,
     batch_size=64,

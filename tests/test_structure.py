@@ -142,5 +142,5 @@ def test_a_module_imports_only_what_stands_before_it_and_nothing_heavy_at_the_to
 
 
 def test_every_module_has_its_place_in_the_order():
-    modules = {path.stem if path.is_file() else path.name for path in SOURCE.iterdir() if path.name[0] != "_"}
+    modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("[!_]*.py")}
     assert modules - {"py"} == {*ORDER}

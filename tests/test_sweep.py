@@ -20,12 +20,12 @@ from postgres import PASSWORD, postgres, program
 from budgetnet import config as configuration
 from budgetnet import space, standings, studies, sweep
 from budgetnet.cli import main
-from budgetnet.errors import BudgetnetError, ConfigError, FolderError, TrainingError
+from budgetnet.errors import BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.metrics import Metrics
 from budgetnet.progress import Progress
 from budgetnet.space import Choice, Range
 from budgetnet.sweep import Sweep
-from budgetnet.train import Interrupted, Training
+from budgetnet.train import Training
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -261,17 +261,56 @@ def test_an_error_that_says_nothing_of_the_options_puts_the_trial_back(tmp_path,
     assert result["trials"][0]["deaths"] == 0
 
 
+def lose(storage):
+    """Do as who finds that the worker of the first trial is dead."""
+    study = optuna.load_study(study_name="out", storage=storage)
+    study.tell(study.trials[0].number, state=optuna.trial.TrialState.FAIL)
+    studies.put_back(study, study.trials[0])
+    return True
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_trial_that_was_given_to_another_worker_after_its_last_epoch_is_left_to_it_too(
+    stopped, tmp_path, monkeypatch
+):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    rows = tmp_path / "out" / "trials" / "trial-0" / "metrics.csv"
+    lost = []
+
+    def stop():
+        if not lost and rows.is_file() and len(rows.read_text().splitlines()) == 4:  # three epochs
+            lost.append(lose(storage))
+        return bool(lost) and stopped
+
+    made_up(monkeypatch, by_rate)
+    progress = Said()
+    if stopped:
+        with pytest.raises(Interrupted):
+            carry_out(tmp_path / "out", trials=2, storage=storage, progress=progress, stop=stop)
+    else:
+        result = carry_out(tmp_path / "out", trials=2, storage=storage, progress=progress, stop=stop)
+        assert [row["outcome"] for row in result["trials"]] == ["finished", "finished"]
+    assert len([line for line in progress.lines if "trial 0 is left to another worker" in line]) == 1
+    states = [trial.state.name for trial in optuna.load_study(study_name="out", storage=storage).trials]
+    assert states == (["FAIL", "WAITING"] if stopped else ["FAIL", "COMPLETE", "COMPLETE"])
+
+
+def test_an_error_of_ours_is_no_trial_of_another_worker(tmp_path, monkeypatch):
+    def broken(config, epoch):
+        raise ValueError("a bug")
+
+    made_up(monkeypatch, by_rate, broken)
+    with pytest.raises(ValueError, match="a bug"):
+        carry_out(tmp_path / "out", trials=2)
+
+
 def test_a_trial_that_was_given_to_another_worker_is_left_to_it(tmp_path, monkeypatch):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     seen = []
 
     def seem_dead(config, epoch):
         if not seen and epoch == 2:
-            study = optuna.load_study(study_name="out", storage=storage)
-            (trial,) = study.trials
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # as who finds a dead worker does
-            studies.put_back(study, study.trials[0])
-            seen.append(trial.number)
+            seen.append(lose(storage))
 
     made_up(monkeypatch, by_rate, seem_dead)
     progress = Said()

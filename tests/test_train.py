@@ -27,17 +27,18 @@ from budgetnet.config import (
     ScheduleConfig,
     StageConfig,
 )
-from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, TrainingError
+from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
-from budgetnet.train import _LOOK_EVERY, Interrupted, Training, train
+from budgetnet.train import _LOOK_EVERY, Training, train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 TINY = Config(
     dataset="digits",
-    val_size=1200,
+    val_size=100,
+    train_size=238,
     model=ModelConfig(name="residual", stages=[StageConfig(width=8, depth=1, stride=4), StageConfig(width=8, depth=1)]),
     epochs=3,
     batch_size=32,
@@ -46,7 +47,7 @@ TINY = Config(
     ema=0.9,
     checkpoint_minutes=None,
 )
-STEPS = math.ceil((1438 - 1200) / 32)
+STEPS = math.ceil(238 / 32)
 
 
 class Stopper(Progress):
@@ -241,7 +242,7 @@ def test_without_validation_all_images_train_and_the_last_weights_are_the_result
         def step(self, at, steps, lr):
             seen.append(at.images)
 
-    config = replace(TINY, val_size=0, patience=1, epochs=2, batch_size=256, ema=0.0)
+    config = replace(TINY, val_size=0, train_size=None, patience=1, epochs=2, batch_size=256, ema=0.0)
     summary = run(config, tmp_path / "run", progress=Count())
     assert max(seen) == 1438
     assert summary["final"]["epochs"] == summary["final"]["best_epoch"] == 2
@@ -462,7 +463,7 @@ def test_the_equal_average_is_of_the_epochs_of_its_share_with_the_statistics_of_
             if len(after) == 1:  # not yet in its share
                 assert row["val_accuracy_average"] == row["val_accuracy_raw"]
 
-    config = replace(TINY, ema=0.0, swa=0.6)
+    config = replace(TINY, val_size=1200, train_size=None, ema=0.0, swa=0.6)
     summary = run(config, tmp_path / "run", progress=Watch())
     found = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["average"]
     assert len(after) == 3
@@ -495,7 +496,7 @@ def test_of_the_average_and_the_weights_themselves_the_better_in_validation_is_k
         for parameter in self.network.parameters():
             parameter.zero_()  # so that it sees no difference between classes
 
-    config = replace(TINY, epochs=1, val_size=200, optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True))
+    config = replace(TINY, epochs=1, train_size=None, optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True))
     if better == "raw":
         monkeypatch.setattr("budgetnet.optim.WeightAverage.update", spoilt)
     else:
@@ -627,7 +628,7 @@ def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves
 
 def test_the_slow_weights_are_validated_and_kept(tmp_path):
     optimizer = configuration.OptimizerConfig(lr=0.05, lookahead_steps=4)  # of the six that an epoch has
-    config = replace(TINY, val_size=0, batch_size=256, ema=0.0, epochs=1, optimizer=optimizer)
+    config = replace(TINY, val_size=0, train_size=None, batch_size=256, ema=0.0, epochs=1, optimizer=optimizer)
     run(config, tmp_path / "run")
     slow = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["lookahead"]
     kept = checkpoint.load_classifier(tmp_path / "run").network.state_dict()
@@ -839,7 +840,7 @@ def test_weights_that_the_last_step_ruined_are_not_kept_though_no_loss_and_no_va
     with pytest.raises(
         TrainingError, match=r"after epoch 1, 1 tensors .* \(the first is bn1\.running_var\), at learning"
     ):
-        run(replace(TINY, val_size=0, batch_size=256, ema=0.0, epochs=1), tmp_path / "run")
+        run(replace(TINY, val_size=0, train_size=None, batch_size=256, ema=0.0, epochs=1), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}
 
 
@@ -915,7 +916,8 @@ def test_a_compiler_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own, of torch.jit
 def test_a_compiled_network_trains(tmp_path):
-    summary = run(replace(TINY, compile=True, epochs=1, ema=0.0), tmp_path / "run")
+    small = ModelConfig(name="residual", stages=[StageConfig(width=4, depth=1, stride=4)])
+    summary = run(replace(TINY, model=small, compile=True, epochs=1, ema=0.0, train_size=224), tmp_path / "run")
     assert 0 < summary["final"]["test_loss"] < 100
 
 
@@ -969,7 +971,7 @@ def test_each_choice_trains(choice, tmp_path):
 def test_a_small_network_learns_the_digits(tmp_path):
     config = replace(
         TINY,
-        val_size=200,
+        train_size=None,
         epochs=6,
         augment=configuration.AugmentConfig(crop_padding=2),
         optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True),
@@ -991,7 +993,7 @@ def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_not
         return loss(self, index, seed, size, **options)
 
     monkeypatch.setattr(Training, "loss", noted)
-    summary = train(replace(TINY, train_on_test=True, epochs=1), tmp_path / "run")
+    summary = train(replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1), tmp_path / "run")
     _, held_out = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)
     everything = set(range(len(digits.train) + len(digits.test)))
     assert sorted(torch.cat(seen).tolist()) == sorted(everything - set(held_out.tolist()))
@@ -999,4 +1001,9 @@ def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_not
     assert summary["trained_on_test"]
     assert not [key for key in summary["final"] if key.startswith("test")]
     assert "no test accuracy, as the test images were trained on" in "".join(summary_lines(summary, tmp_path))
-    assert train(replace(TINY, train_on_test=True, epochs=1), tmp_path / "run", resume=True) == summary
+    assert (
+        train(
+            replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1), tmp_path / "run", resume=True
+        )
+        == summary
+    )

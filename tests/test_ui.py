@@ -116,7 +116,7 @@ def work(tmp_path_factory):
         patched.chdir(folder)
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             patched.delenv(name)
-        options = ["--epochs", "3", "--val_size", "1200", "--output", "first", "--quiet"]
+        options = ["--epochs", "3", "--val_size", "100", "--train_size", "238", "--output", "first", "--quiet"]
         assert cli.main(["train", str(ROOT / "recipes" / "smoke.yaml"), *options]) == 0
     return folder
 

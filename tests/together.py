@@ -22,8 +22,9 @@ from budgetnet.config import (
     StageConfig,
 )
 from budgetnet.distributed import Group, SyncNorm
+from budgetnet.errors import Interrupted
 from budgetnet.progress import Progress
-from budgetnet.train import Interrupted, train
+from budgetnet.train import train
 
 # Smooth, and trained slowly: a rounding error of 1e-7 is still one after 200 steps. With ReLU and a rate of 0.02 it was
 # 0.02 of the weights' norm, in one process alone.

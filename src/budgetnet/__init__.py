@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from budgetnet.classifier import Classifier
     from budgetnet.runs import Run
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = ["Classifier", "Run", "data", "evaluate", "load", "models", "train"]
 
@@ -38,12 +38,25 @@ if not TYPE_CHECKING:  # or any name would pass for one of these
 
     def __getattr__(name: str) -> Any:
         """Import what is asked for the first time (PEP 562)."""
+        if name == "__version__":
+            globals()[name] = _version()
+            return globals()[name]
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
         found = getattr(module, name) if name in _HOMES else module
         globals()[name] = found
         return found
+
+
+def _version() -> str:
+    """The version that was installed, which the tags of the repository give; looked up only where it is asked for."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:
+        return "0.0+source"
 
 
 def __dir__() -> list[str]:

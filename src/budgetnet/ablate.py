@@ -74,7 +74,7 @@ def read_study(path: Path) -> Study | None:
     Raises:
         ConfigError: the file cannot be read, or describes a study wrongly.
     """
-    content = configuration.read_yaml(path)
+    content = configuration.read_yaml(configuration.find_recipe(path))
     if not isinstance(content, dict) or "variants" not in content:
         return None
     variants, always, recipe = content["variants"], content.get("always", ""), content.get("recipe")

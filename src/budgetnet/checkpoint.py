@@ -5,6 +5,7 @@ All are read as data: nothing that a file brings is ever executed. All are writt
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -38,6 +39,9 @@ CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
 WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
+
+BOX = "box"
+"""The name of the model that budgetnet brings; `box` says where it is."""
 
 # What the reference project's networks were trained with (its stds are averages of per-image stds).
 REFERENCE_MEAN = (0.4914, 0.4822, 0.4465)
@@ -107,12 +111,13 @@ def save_classifier(path: Path, classifier: Classifier, *, narrow: bool = False)
     atomic_write(path, save(tensors, metadata | {"sha256": digest(metadata, tensors)}))
 
 
-def load(path_or_name: str | Path, *, model: str | None = None, device: str = "auto") -> Classifier:
+def load(path_or_name: str | Path | None = None, *, model: str | None = None, device: str = "auto") -> Classifier:
     """A trained classifier, ready to be asked.
 
     Args:
         path_or_name: a run folder, a model file, a folder of `budgetnet export --format hub`, or a checkpoint of the
-            reference project; else the name of a run in `runs`.
+            reference project; else the name of a run in `runs`; else `box`, the model that budgetnet brings, which
+            is also what nothing means.
         model: the network's name, needed for (and only for) a checkpoint of the reference project.
         device: auto (the fastest there is), cpu, cuda, cuda:N or mps.
 
@@ -127,26 +132,66 @@ def load(path_or_name: str | Path, *, model: str | None = None, device: str = "a
     >>> len(model.predict("photo.png"))
     1
     """
-    path = located(path_or_name)
+    path = box() if path_or_name is None else located(path_or_name)
     where = devices.find(device)
     classifier = load_classifier(path, model)
     return replace(classifier, network=classifier.network.to(where))
 
 
-def located(path_or_name: str | Path) -> Path:
-    """The file or folder, else that of the run of this name in `runs`.
+def box() -> Path:
+    """The folder, in Hugging Face's layout, of the model that budgetnet brings.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: this copy brings none.
+    """
+    folder = Path(__file__).parent / BOX
+    if not (folder / HUB_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"this copy of budgetnet brings no model ({folder} holds none): name one, which `budgetnet train` makes"
+        )
+    return folder
+
+
+def is_box(path_or_name: str | Path) -> bool:
+    """Whether this means the model that budgetnet brings, which is there."""
+    return found(path_or_name) == Path(__file__).parent / BOX
+
+
+def found(path_or_name: str | Path) -> Path | None:
+    """The file or folder, else that of the run of this name in `runs`, else of the model called `box`, else None.
+
+    Raises:
+        CheckpointError: it can be none but `box`, and this copy brings none.
     """
     path = Path(path_or_name)
     for place in (path, RUNS / path):
         if place.exists():
             return place
+    return box() if str(path) == BOX else None
+
+
+def located(path_or_name: str | Path) -> Path:
+    """What `found` finds.
+
+    Raises:
+        CheckpointError: that is nothing.
+    """
+    place = found(path_or_name)
+    if place is not None:
+        return place
     raise CheckpointError(
-        f"{path_or_name} cannot be read: No such file or directory, nor is there {RUNS / path}: give a model file or a "
-        "run's folder"
+        f"{path_or_name} cannot be read: No such file or directory, nor is there {RUNS / path_or_name}: give a model "
+        "file or a run's folder"
     )
+
+
+def is_model(path_or_name: str | Path) -> bool:
+    """Whether this names a model, by its looks, and nothing that a model could be asked about."""
+    path = Path(path_or_name)
+    if path.exists():
+        folder = any((path / name).is_file() for name in (WEIGHTS, HUB_WEIGHTS))
+        return folder or path.suffix in (".safetensors", ".ckpt", ".pth", ".pt")
+    return str(path) == BOX or (RUNS / path).exists()
 
 
 def is_narrowed(weight: Tensor) -> bool:
@@ -250,6 +295,12 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
     )
 
 
+@functools.cache  # as annotations are evaluated each time: a long file would take seconds
+def _types(hint: Any) -> dict[str, Any] | None:
+    """The types of a dataclass's fields; None of what is none."""
+    return get_type_hints(hint) if is_dataclass(hint) else None
+
+
 def has_type(value: Any, hint: Any) -> bool:
     """Whether `value` is what the annotation `hint` of a configuration says; a number must be finite."""
     origin, arguments = get_origin(hint), get_args(hint)
@@ -259,8 +310,7 @@ def has_type(value: Any, hint: Any) -> bool:
         return any(has_type(value, choice) for choice in arguments)
     if origin is list:
         return isinstance(value, list) and all(has_type(entry, arguments[0]) for entry in value)
-    if is_dataclass(hint):
-        kinds = get_type_hints(hint)
+    if (kinds := _types(hint)) is not None:
         return type(value) is hint and all(has_type(getattr(value, name), kind) for name, kind in kinds.items())
     if hint is float:
         return type(value) in (int, float) and abs(value) < 2**53

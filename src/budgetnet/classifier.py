@@ -206,7 +206,7 @@ def _resized(images: NDArray[Any] | Tensor, image_size: int) -> Tensor:
         )
     if 0 in shape[-3:]:
         raise DataError(f"the images are of shape {shape}, expected one pixel at least")
-    pixels = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images.cpu())
+    pixels = torch.as_tensor(np.require(images, None, ["C", "W"]) if isinstance(images, np.ndarray) else images.cpu())
     pixels = pixels.reshape(-1, *shape[-3:])
     if last and not (first and isinstance(images, Tensor)):
         pixels = pixels.permute(0, 3, 1, 2)

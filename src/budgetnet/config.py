@@ -37,6 +37,24 @@ RUNS = Path("runs")
 """Where runs are that were given no other folder."""
 
 
+BROUGHT = Path(__file__).parent / "recipes"
+"""The recipes that are part of the package; in a checkout, a link to those at its top."""
+
+
+def find_recipe(recipe: Path) -> Path:
+    """The file of a recipe: one of this name, or one that budgetnet brings, of which `quick` is name enough.
+
+    Raises:
+        ConfigError: it lies elsewhere, and budgetnet brings one of its name.
+    """
+    brought = BROUGHT / f"{recipe.stem}.yaml"
+    if recipe.exists() or not brought.is_file():
+        return recipe
+    if recipe in (Path(recipe.stem), Path(brought.name)):
+        return brought
+    raise ConfigError(f"{recipe} is not there; `{recipe.stem}` alone is the recipe of that name that budgetnet brings")
+
+
 def run_folder(recipe: Path) -> Path:
     """The folder of a run by that recipe which was given no other."""
     return RUNS / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -777,6 +795,7 @@ def _require_plain(value: Any, source: str) -> None:
 
 def _recipe_arguments(path: Path) -> list[str]:
     """The options that read a recipe; what cannot be one is refused, naming unknown keys better than the parser."""
+    path = find_recipe(path)
     content = read_yaml(path)
     if content is None:
         return []

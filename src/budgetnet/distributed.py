@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from budgetnet import devices, launcher
 from budgetnet.config import Config
-from budgetnet.errors import BudgetnetError, ConfigError, TrainingError
+from budgetnet.errors import BudgetnetError, ConfigError, Interrupted, TrainingError
 
 T = TypeVar("T")
 
@@ -282,6 +282,9 @@ def join(device: torch.device) -> Iterator[Group]:
     group = Processes(device)
     try:
         yield group
+    except Interrupted:  # which all of them agreed on
+        group.leave()
+        raise
     except (BudgetnetError, RuntimeError, OSError) as error:
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
         try:

@@ -55,6 +55,10 @@ class FolderError(TrainingError):
     """A run's folder cannot be used: another process has it, or it is full, read-only or gone."""
 
 
+class Interrupted(Exception):  # noqa: N818  it ends a run that can go on, like KeyboardInterrupt
+    """The run was asked to stop, and its state is saved."""
+
+
 def reason(error: OSError) -> str:
     """What the operating system says is wrong, as part of a sentence."""
     return (error.strerror or str(error) or type(error).__name__).lower()

@@ -1,9 +1,13 @@
-"""A folder in Hugging Face's layout: the model file, its configuration, and a card with what was measured."""
+"""A folder in Hugging Face's layout: the model file, its configuration, and a card with what was measured.
+
+The model that budgetnet brings is such a folder too, with a record beside the card.
+"""
 
 from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,21 @@ from budgetnet import __version__, checkpoint, runs
 from budgetnet.checkpoint import HUB_WEIGHTS, Classifier
 from budgetnet.files import atomic_write
 from budgetnet.masking import masked
-from budgetnet.runs import Run
 
 CARD, CONFIG = "README.md", "config.json"
+RECORD = "record.json"
+"""Of the box alone: how it was trained, chosen and measured, written by the program that did."""
+
+Row = tuple[str, str, float, str]
+"""A figure, its kind as the hub calls it, its value, and how it is shown."""
+
+_UPLOADED = (
+    "import budgetnet",
+    "from huggingface_hub import snapshot_download",
+    "",
+    'model = budgetnet.load(snapshot_download("OWNER/NAME"))',
+    'model.predict_proba("photo.jpg")',
+)
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits (scikit-learn)", "folder": "own images"}
 
 
@@ -37,6 +53,11 @@ def write(folder: Path, classifier: Classifier, source: Path, *, narrow: bool = 
     """
     run = runs.read(source) if (source / "config.yaml").is_file() else None
     name = run.name if run else source.stem
+    accuracy = classifier.provenance.get("val_accuracy")
+    measured = figures(
+        {views: test.to_dict() for views, test in run.tests.items()} if run else {},
+        accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None,
+    )
     checkpoint.save_classifier(folder / HUB_WEIGHTS, classifier, narrow=narrow)
     config = {
         "library_name": "budgetnet",
@@ -52,16 +73,33 @@ def write(folder: Path, classifier: Classifier, source: Path, *, narrow: bool = 
         "torch_dtype": "float16" if narrow else "float32",
     }
     atomic_write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    atomic_write(folder / CARD, card(name, classifier, run).encode("utf-8", "replace"))
+    atomic_write(folder / CARD, card(name, classifier, measured).encode("utf-8", "replace"))
 
 
-def card(name: str, classifier: Classifier, run: Run | None) -> str:
-    """The card: metadata in YAML as the hub reads it, then what a person wants to know, in Markdown."""
+def card(
+    name: str,
+    classifier: Classifier,
+    measured: Mapping[str, Sequence[Row]],
+    *,
+    licence: str | None = None,
+    use: Sequence[str] = _UPLOADED,
+    sections: Sequence[str] = (),
+) -> str:
+    """The card: metadata in YAML as the hub reads it, then what a person wants to know, in Markdown.
+
+    Args:
+        name: of the model.
+        classifier: the model.
+        measured: its figures by split, as `figures` gives them.
+        licence: of the weights, where whoever publishes them has chosen one.
+        use: lines that load the model and ask it, in Python.
+        sections: further lines, after the figures.
+    """
     recipe = classifier.provenance.get("config")
     recipe = recipe if isinstance(recipe, dict) else {}
     dataset = recipe.get("dataset") if recipe.get("dataset") in _TITLES else None
-    measured = _measured(classifier, run)
     metadata: dict[str, Any] = {
+        **({"license": licence} if licence else {}),
         "library_name": "budgetnet",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "budgetnet", "pytorch", classifier.model.name],
@@ -92,11 +130,7 @@ def card(name: str, classifier: Classifier, run: Run | None) -> str:
         "pixels." + _made_from(classifier),
         "",
         "```python",
-        "import budgetnet",
-        "from huggingface_hub import snapshot_download",
-        "",
-        'model = budgetnet.load(snapshot_download("OWNER/NAME"))',
-        'model.predict_proba("photo.jpg")',
+        *use,
         "```",
         "",
         "Nothing in `model.safetensors` is code; `budgetnet.load` checks its checksum.",
@@ -115,14 +149,16 @@ def card(name: str, classifier: Classifier, run: Run | None) -> str:
         lines.append("Nothing: the file says of no measurement.")
     if recipe.get("train_on_test"):
         lines += ["", "It was trained on the test images too, and so has no test score."]
+    lines += ["", *sections] if sections else []
     lines += ["", "## Classes", "", ", ".join(map(_plain, classifier.classes)), ""]
-    lines += ["## Limits", "", _LIMITS.format(data=_TITLES.get(str(dataset), "images that the file does not name")), ""]
+    limits = _LIMITS.format(data=_TITLES.get(str(dataset), "images that the file does not name"))
+    lines += ["## Limits", "", limits + ("" if licence else _UNLICENSED), ""]
     if recipe:
         text = yaml.safe_dump(masked(recipe), sort_keys=False, allow_unicode=True)
         lines += ["<details><summary>Recipe</summary>", "", textwrap.indent(text, "    "), "</details>", ""]
     checksum = classifier.provenance.get("data_checksum")
     if isinstance(checksum, str):
-        lines += [f"Data: SHA-256 `{checksum}`. Written by budgetnet {__version__}.", ""]
+        lines += [f"Data: SHA-256 `{checksum}`.", ""]
     return "\n".join(lines)
 
 
@@ -150,33 +186,47 @@ def _made_from(classifier: Classifier) -> str:
 _LIMITS = (
     "Trained on {data}, it knows no other classes and puts every image into one of these, whatever it shows. Its "
     "probabilities are as good as a calibration error on images like those says; shifted ones (noise, blur, other "
-    "light) do worse, which `budgetnet evaluate --shift all` measures. The licence of the weights is for whoever "
-    "publishes them to choose: add `license` to the metadata."
+    "light) do worse, which `budgetnet evaluate --shift all` measures."
 )
+_UNLICENSED = " The licence of the weights is for whoever publishes them to choose: add `license` to the metadata."
 
 
-# The figure, its kind as the hub calls it, its value, and how it is shown.
-_Row = tuple[str, str, float, str]
+def figures(tests: Mapping[str, Mapping[str, Any]], val_accuracy: float | None) -> dict[str, list[Row]]:
+    """What a card shows of scores on the test images, by the views that were averaged, and of the validation score.
 
-
-def _measured(classifier: Classifier, run: Run | None) -> dict[str, list[_Row]]:
-    """Figures by split, of those that run and file tell."""
-    found: dict[str, list[_Row]] = {}
-    for views, test in run.tests.items() if run else ():
-        low, high = (f"{100 * end:.2f}" for end in test.accuracy_interval)
-        rows = [
-            ("accuracy", "accuracy", test.accuracy, f"{100 * test.accuracy:.2f} % of {test.n:,} ({low} to {high})"),
-            ("cross-entropy", "loss", test.loss, f"{test.loss:.4f} nats"),
-            ("calibration error", "ece", test.ece, f"{100 * test.ece:.2f} %"),
+    Args:
+        tests: what `evaluate.Scores.to_dict` gives, by views.
+        val_accuracy: in [0, 1], where it is known.
+    """
+    found: dict[str, list[Row]] = {}
+    for views, test in tests.items():
+        low, high = (f"{100 * end:.2f}" for end in test["accuracy_interval"])
+        rows: list[Row] = [
+            (
+                "accuracy",
+                "accuracy",
+                test["accuracy"],
+                f"{100 * test['accuracy']:.2f} % of {test['n']:,} ({low} to {high})",
+            ),
+            ("cross-entropy", "loss", test["loss"], f"{test['loss']:.4f} nats"),
+            ("calibration error", "ece", test["ece"], f"{100 * test['ece']:.2f} %"),
         ]
         averaged = "" if views == "none" else f", views averaged ({views})"
         found.setdefault("test", []).extend(
             (f"{label}{averaged}", kind, value, shown) for label, kind, value, shown in rows
         )
-    accuracy = classifier.provenance.get("val_accuracy")
-    if isinstance(accuracy, float) and 0 <= accuracy <= 1:
-        found["validation"] = [("accuracy", "accuracy", accuracy, f"{100 * accuracy:.2f} %")]
+    if val_accuracy is not None:
+        found["validation"] = [("accuracy", "accuracy", val_accuracy, f"{100 * val_accuracy:.2f} %")]
     return found
+
+
+def box_record() -> dict[str, Any]:
+    """What the record of the box says.
+
+    Raises:
+        BudgetnetError: this copy of budgetnet brings no model, or the record is damaged.
+    """
+    return runs.read_mapping(checkpoint.box() / RECORD, json.loads)
 
 
 def _plain(name: str) -> str:

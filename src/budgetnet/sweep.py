@@ -22,7 +22,7 @@ import yaml
 from budgetnet import config as configuration
 from budgetnet import data, models, space, standings, studies
 from budgetnet.config import Config
-from budgetnet.errors import BudgetError, BudgetnetError, ConfigError, FolderError, TrainingError
+from budgetnet.errors import BudgetError, BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.files import make_folder
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
@@ -30,7 +30,7 @@ from budgetnet.progress import Progress, duration
 from budgetnet.space import Space
 from budgetnet.store import Record
 from budgetnet.tracking import Tracker
-from budgetnet.train import Interrupted, train
+from budgetnet.train import train
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -221,8 +221,8 @@ class _Worker:
     """Configurations in a row."""
     number: int | None = None
     """Optuna's of the trial at work."""
-    lost: bool = False
-    """Whether that was given to another worker."""
+    raised: BaseException | None = None
+    """What that ended with."""
 
     def work(self) -> dict[str, Any]:
         """All that `carry_out` does once the study is open."""
@@ -313,15 +313,30 @@ class _Worker:
 
     def _take(self) -> None:
         """Take one trial, and do what it takes."""
-        self.lost, self.number = False, None
+        self.number = self.raised = None
         try:
-            self.study.optimize(self._try, n_trials=1, catch=(_SurplusError,))
-        except ValueError:
-            if not self.lost:  # then Optuna does not want to be told how it ended
+            self.study.optimize(self._noted, n_trials=1, catch=(_SurplusError,))
+        except ValueError as error:
+            if self.number is None or error is self.raised:
                 raise
+            # Optuna does not want to be told how a trial ended that was given to another worker meanwhile.
+            self.progress.warn(
+                f"trial {self.study.get_trials(deepcopy=False)[self.number].user_attrs['trial']} is left to another "
+                "worker, as this one had not been heard of for long"
+            )
+            if isinstance(self.raised, Interrupted | KeyboardInterrupt):
+                raise self.raised from None
         except (Interrupted, KeyboardInterrupt, BudgetnetError):
             if self.number is not None:
                 studies.put_back(self.study, self.study.get_trials(deepcopy=False)[self.number], died=False)
+            raise
+
+    def _noted(self, trial: Trial) -> float:
+        """`_try`, of whose end Optuna may let nothing through."""
+        try:
+            return self._try(trial)
+        except BaseException as error:
+            self.raised = error
             raise
 
     def _try(self, trial: Trial) -> float:
@@ -419,8 +434,6 @@ class _Worker:
             accuracy = float(summary["final"]["val_accuracy"])
             outcome, epochs, minutes = "finished", summary["final"]["epochs"], summary["final"]["minutes"]
         except _LostError:
-            self.lost = True
-            self.progress.warn(f"trial {index} is left to another worker, as this one had not been heard of for long")
             return None
         except (_PrunedError, TrainingError) as error:
             if isinstance(error, FolderError):

@@ -50,6 +50,7 @@ from budgetnet.errors import (
     ConfigError,
     DataError,
     FolderError,
+    Interrupted,
     TrainingError,
     WriteError,
 )
@@ -74,10 +75,6 @@ _LEAST_SCALE = 2.0**-10
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
-
-
-class Interrupted(Exception):  # noqa: N818  it ends a run that can go on, like KeyboardInterrupt
-    """The run was asked to stop, and its state is saved."""
 
 
 @dataclass

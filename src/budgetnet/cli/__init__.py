@@ -11,9 +11,9 @@ import io
 import os
 import sys
 import traceback
-from argparse import ArgumentParser
+from argparse import Action, ArgumentParser
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from budgetnet.cli import (
     ablate,
@@ -41,6 +41,16 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+class _Version(Action):
+    """Print the version, which is looked up for nothing else here."""
+
+    def __call__(self, parser: ArgumentParser, *given: Any, **named: Any) -> NoReturn:
+        from budgetnet import __version__
+
+        print(f"budgetnet {__version__}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,15 +111,9 @@ def _parser() -> ArgumentParser:
         description="Train the best image classifier that fits a parameter budget.",
         epilog="`budgetnet COMMAND --help` says more, with an example.",
     )
-    parser.add_argument("--version", action="version", version=f"budgetnet {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("train", help="train a network by a recipe", add_help=False)
     for group in (evaluate, predict, networks, ablate, fit, sweep, compress, export, serve, ui, runs, data):
         group.add(commands)
     return parser
-
-
-def _version() -> str:
-    from budgetnet import __version__
-
-    return __version__

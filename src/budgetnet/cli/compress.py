@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 def _compress(options: Namespace) -> int:
     from budgetnet import compress, devices
     from budgetnet import config as configuration
-    from budgetnet.train import Interrupted
+    from budgetnet.errors import Interrupted
 
     set_threads(options.threads)
     request = compress.Request(

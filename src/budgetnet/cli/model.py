@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from budgetnet.robustness import Cell
 
 
-CHECKPOINT = "run folder, model file, models:/NAME@ALIAS or /VERSION (MLflow), or checkpoint of the reference project"
+CHECKPOINT = (
+    "run folder, model file, models:/NAME@ALIAS or /VERSION (MLflow), checkpoint of the reference project, or box: the "
+    "model that budgetnet brings"
+)
 
 
 def add_model(command: ArgumentParser) -> None:
     """The model, and where it runs."""
     command.add_argument("checkpoint", type=Path, help=CHECKPOINT)
+    add_device(command)
+
+
+def add_device(command: ArgumentParser) -> None:
+    """Where the model runs, and what its file may not say."""
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
 

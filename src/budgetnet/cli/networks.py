@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     command.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
 
     command = command_parser(commands, "inspect", _inspect, "show a network's layers, or what a checkpoint holds")
-    command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a listed name, a recipe, or a file of weights")
+    command.add_argument("what", metavar="MODEL_OR_CHECKPOINT", help="a listed name, a recipe, a run, weights, or box")
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--width", type=int, help="width of a network given by name")
     command.add_argument("--classes", type=int, help="classes of a named network (default 10) or a recipe (its data's)")
@@ -54,8 +54,8 @@ def _models(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> int:
+    from budgetnet import checkpoint, data, models, pictures, registry
     from budgetnet import config as configuration
-    from budgetnet import data, models, pictures, registry
     from budgetnet.cli.model import load_model
     from budgetnet.config import ModelConfig
     from budgetnet.markup import visible
@@ -63,7 +63,7 @@ def _inspect(options: Namespace) -> int:
 
     provenance: dict[str, Any] = {}
     registered = registry.is_registered(options.what)
-    named = options.what in models.names() or not (registered or Path(options.what).exists())
+    named = options.what in models.names() or not (registered or checkpoint.found(options.what))
     if options.width is not None and not named:
         raise ConfigError(f"--width is for a network given by name, and {options.what} has its own: leave it out")
     if options.model is not None and named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser
 from budgetnet.cli.model import (
+    CHECKPOINT,
     add_data,
+    add_device,
     add_engine,
-    add_model,
     add_remedies,
     check_remedies,
     classifier_of,
@@ -35,13 +37,16 @@ if TYPE_CHECKING:
     from budgetnet.engine import Engine
 
 
+_SHOWN, _WORTH_SHOWING = 5, 0.005  # of the classes of a single image: so many, and down to that probability
 COST_IMAGES = 5000  # by which the cost of int8 is told where there is no validation split
 
 
 def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "predict", _predict, "classify images, and write a submission")
-    add_model(command)
+    command.set_defaults(further=[])  # an input that options part from the model
+    command.add_argument("checkpoint", type=Path, nargs="?", help=f"{CHECKPOINT} (which nothing means too)")
+    add_device(command)
     add_data(command)
     add_engine(command)
     command.add_argument("input", type=Path, help="contest pickle, folder of images, single image, or .npy")
@@ -56,9 +61,10 @@ def add(commands: Any) -> None:
 def _predict(options: Namespace) -> int:
     import torch
 
-    from budgetnet import data, evaluate, origin, predict
+    from budgetnet import checkpoint, data, evaluate, origin, predict
     from budgetnet.remedies import render_predicted
 
+    _name_the_model(options)
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
     if options.precision != "int8" and not fits(options) and (options.data or options.dataset):
@@ -122,7 +128,8 @@ def _predict(options: Namespace) -> int:
         print(json.dumps(result))
         return 0
     if "predictions" in result:
-        for line in _table(result["predictions"]):
+        rows = result["predictions"]
+        for line in _table(_classes(rows[0], probabilities[0], classifier) if len(rows) == 1 else rows):
             print(line)
     for key in ("output", "probabilities"):
         if key in result:
@@ -134,7 +141,60 @@ def _predict(options: Namespace) -> int:
         print(render_predicted(remedy))
     if options.precision == "int8":
         print(int8_line(cost))
+    if checkpoint.is_box(options.checkpoint):
+        print("\n".join(("", *_about_the_box(classifier))), file=sys.stderr)
     return 0
+
+
+def _name_the_model(options: Namespace) -> None:
+    """Put model and input into their places: one alone is an input, for the model that budgetnet brings.
+
+    Raises:
+        ConfigError: there is more, or a model and no input.
+        CheckpointError: this copy of budgetnet brings no model.
+    """
+    from budgetnet import checkpoint, registry
+
+    further = options.further
+    if options.checkpoint is None and len(further) == 1 and not further[0].startswith("-"):
+        options.checkpoint, options.input = options.input, Path(further.pop())
+    if further:
+        raise ConfigError(f"unrecognized arguments: {' '.join(further)} (see budgetnet predict --help)")
+    if options.checkpoint is not None:
+        return
+    what = options.input
+    if registry.is_registered(what) or checkpoint.is_model(what):
+        raise ConfigError(f"{what} is a model: say what it shall classify, `budgetnet predict {what} photo.jpg`")
+    options.checkpoint = checkpoint.box()
+
+
+def _classes(row: dict[str, Any], probabilities: torch.Tensor, classifier: Classifier) -> list[dict[str, Any]]:
+    """Rows for the most probable classes of a single image, and one for all others together."""
+    shares, order = probabilities.sort(descending=True)
+    shown = max(1, min(_SHOWN, int((shares >= _WORTH_SHOWING).sum())))
+    found = [(classifier.classes[i], share) for i, share in zip(order[:shown].tolist(), shares.tolist(), strict=False)]
+    left = len(shares) - shown
+    if left:
+        others = classifier.classes[int(order[-1])] if left == 1 else f"{left} others"
+        found.append((others, shares[shown:].sum().item()))
+    first, *rest = [row | {"class": name, "probability": share} for name, share in found]
+    return [first, *(each | {"ID": ""} | ({"file": ""} if "file" in row else {}) for each in rest)]
+
+
+def _about_the_box(classifier: Classifier) -> list[str]:
+    """What the model that budgetnet brings is, and what it can not say."""
+    from budgetnet import hub
+    from budgetnet.terminal import columns, wrapped
+
+    test = hub.box_record()["test"]["none"]
+    *classes, last = classifier.classes
+    text = (
+        f"By the model that budgetnet brings: {classifier.model.name}, {classifier.parameters:,} parameters, right on "
+        f"{test['accuracy']:.1%} of the {test['n']:,} test images of CIFAR-10. It looks at {classifier.image_size}x"
+        f"{classifier.image_size} pixels, and knows {', '.join(classes)} and {last}: whatever else a picture shows, it "
+        "calls one of these."
+    )
+    return wrapped(text, columns())
 
 
 def _table(predictions: list[dict[str, Any]]) -> Iterator[str]:

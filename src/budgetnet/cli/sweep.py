@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetnet.cli.common import command_parser, progress_on, set_threads, stop_by_signal
+from budgetnet.errors import Interrupted
 
 
 def add(commands: Any) -> None:
@@ -49,7 +50,6 @@ def add(commands: Any) -> None:
 def _sweep(options: Namespace) -> int:
     from budgetnet import devices, standings, sweep
     from budgetnet.space import read_space
-    from budgetnet.train import Interrupted
 
     set_threads(options.threads)
     asked = sweep.Sweep(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet import launcher
 from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
-from budgetnet.errors import ConfigError
+from budgetnet.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from budgetnet.progress import Progress
@@ -49,7 +49,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         exit_on_error=False,
         print_config=None,
     )
-    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file (see recipes/)")
+    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
     parser.add_argument(
         "--data", metavar="DIR", help="where the data is; null is $BUDGETNET_DATA, else the cache folder"
     )
@@ -80,7 +80,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
     if options.recipe_file is None:
         if not options.resume or run is None:
-            raise ConfigError("which recipe? give a YAML file, such as recipes/quick.yaml")
+            raise ConfigError("which recipe? give a YAML file, or a name, such as quick")
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
         config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
@@ -117,7 +117,6 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
 def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
     from budgetnet import api, distributed
     from budgetnet.progress import Mute, summary_lines
-    from budgetnet.train import Interrupted
 
     leader, alone = launcher.rank() == 0, launcher.size() == 1
     if not leader:
