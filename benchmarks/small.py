@@ -32,6 +32,7 @@ STUDENT = ROOT / "recipes" / "speedrun.yaml"
 WAYS: dict[str, dict[str, Any]] = {
     "sparsity 0.3": {"sparsity": 0.3, "options": ["--epochs", "1"]},
     "sparsity 0.5": {"sparsity": 0.5, "options": ["--epochs", "1"]},
+    "sparsity 0.5 longer": {"sparsity": 0.5, "options": ["--epochs", "2"]},
     "sparsity 0.7": {"sparsity": 0.7, "options": ["--epochs", "1"]},
     "rank 0.25": {"rank": 0.25, "options": ["--epochs", "1"]},
     "distill": {"student": STUDENT, "options": ["--model.width", "32", "--epochs", "2", "--distill.cached", "true"]},
