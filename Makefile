@@ -33,6 +33,7 @@ table: $(INSTALLED) ## README's and docs' tables from the records in results/
 	$(BIN)/python results/records.py table
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/deploy.py
+	$(BIN)/python benchmarks/small.py
 	$(BIN)/python reliability/faults.py
 	$(BIN)/python reliability/licences.py
 

@@ -40,6 +40,8 @@ def test_each_command_in_the_docs_is_accepted_by_the_command_line(command, monke
         parsed, further = cli._parser().parse_known_args([name, *arguments])
         if name in ("ablate", "sweep"):  # what is not its own are options of the recipe
             configuration.load(parsed.recipe if "NAME" not in str(parsed.recipe) else SMOKE, further)
+        elif name == "compress":  # of the model's recipe
+            configuration.load(SMOKE, further)
         else:
             assert not further
 

@@ -135,10 +135,21 @@ class ModelConfig:
     their place (Huang 2016, arXiv:1603.09382)."""
     zero_init: bool = False
     """Start the norm that ends each residual branch with weight 0, under either init (Goyal 2017, arXiv:1706.02677)."""
+    channels: list[int] | None = None
+    """Channels left at each place inside blocks where some may go, in the order of the network; null is all. What
+    `budgetnet compress --sparsity` sets."""
+    ranks: list[int] | None = None
+    """Rank of each convolution, 0 for those left whole; null is all. What `budgetnet compress --rank` sets."""
 
     def __post_init__(self) -> None:
         if isinstance(self.width, int):
             _require(self.width >= 1, "model.width", self.width, "1 or more, auto, or null")
+        for name, least in (("channels", 1), ("ranks", 0)):
+            numbers = getattr(self, name)
+            if numbers is not None:
+                _require(all(n >= least for n in numbers), f"model.{name}", numbers, f"numbers of {least} or more")
+                if self.width == "auto":
+                    raise ConfigError(f"model.{name} is given and model.width is auto: give the width that they are of")
         for name in ("dropout", "drop_path"):
             _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
         if self.stem != 1 and self.name != "residual":
@@ -436,6 +447,9 @@ class Config:
     init: Literal["default", "kaiming"] = "default"
     """PyTorch's initialisation, or the reference project's (fan-out for convolutions, 1/0 for norms, normal 1e-3 for
     linear layers)."""
+    start: str | None = None
+    """A finished run or model file of the same data whose weights training starts from; null is fresh weights. Where
+    model.channels and model.ranks leave less than it has, from its most important channels and best approximations."""
     epochs: int = 200
     """Total number of epochs, also when a run is resumed."""
     batch_size: int = 128
@@ -643,6 +657,20 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def from_record(record: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a file holds as plain values (`asdict`), with overrides as of `load`.
+
+    Raises:
+        ConfigError: as `load`; `source` names the file.
+    """
+    _require_plain(record, source)
+    for section, kind in get_type_hints(Config).items():  # which in a recipe may be a file's name
+        if is_dataclass(kind) and not isinstance(record.get(section, {}), dict):
+            raise ConfigError(f"{source}: {section} is {record[section]!r}, expected options of its own")
+    arguments = _content_arguments(record, source, Path())
+    return parse(_parser(), [*arguments, *overrides])[0]
+
+
 def to_yaml(config: Config) -> str:
     """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked."""
     return yaml.safe_dump(masked(_plain(asdict(config))), sort_keys=False, width=110)
@@ -773,22 +801,27 @@ def _recipe_arguments(path: Path) -> list[str]:
         return []
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected the options of a recipe, one a line")
+    return _content_arguments(content, str(path), path.parent)
+
+
+def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> list[str]:
+    """The options that read what a recipe holds; sections may be files in `folder`."""
     options = dict(_options(Config))
     for section, kind in get_type_hints(Config).items():
         if not is_dataclass(kind) or section not in content:
             continue
         value = content[section]
-        if isinstance(value, str) and os.path.isfile(path.parent / value):
+        if isinstance(value, str) and os.path.isfile(folder / value):
             # Read here: the parser would take `section.yaml` for the name yaml in a module.
-            content[section] = value = read_yaml(path.parent / value)
+            content[section] = value = read_yaml(folder / value)
         if not isinstance(value, dict | str):
             example = f"{section}.{fields(kind)[0].name}"
-            raise ConfigError(f"{path}: {section} is {value!r}, expected options of its own, such as {example}")
+            raise ConfigError(f"{source}: {section} is {value!r}, expected options of its own, such as {example}")
     for name, value in _entries(content):
         if name not in options:
-            raise ConfigError(f"{path}: {name} is not an option{_nearest(name, options)}")
+            raise ConfigError(f"{source}: {name} is not an option{_nearest(name, options)}")
         if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
-            raise ConfigError(f"{path}: {name} is null, expected a value, or no such line")
+            raise ConfigError(f"{source}: {name} is null, expected a value, or no such line")
     return ["--recipe", yaml.safe_dump(content)] if content else []
 
 

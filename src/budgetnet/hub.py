@@ -127,7 +127,7 @@ def card(
         "",
         f"A network of {classifier.parameters:,} trainable parameters (`{classifier.model.name}`) that puts images "
         f"into {len(classifier.classes)} classes. It sees them as {classifier.image_size}x{classifier.image_size} "
-        "pixels.",
+        "pixels." + _made_from(classifier),
         "",
         "```python",
         *use,
@@ -160,6 +160,27 @@ def card(
     if isinstance(checksum, str):
         lines += [f"Data: SHA-256 `{checksum}`.", ""]
     return "\n".join(lines)
+
+
+def _made_from(classifier: Classifier) -> str:
+    """A sentence, after a space, on the networks that this one was made from or learnt from, where there are such."""
+    start, teachers = (classifier.provenance.get(key) for key in ("start", "teachers"))
+    text = ""
+    if isinstance(start, dict) and isinstance(start.get("parameters"), int):
+        how = [
+            name
+            for numbers, name in (
+                (classifier.model.channels, "by taking channels out"),
+                (classifier.model.ranks, "by lowering the rank of convolutions"),
+            )
+            if numbers
+        ]
+        made = " and ".join(how) or "by further training"
+        text += f" It was made from one of {start['parameters']:,} parameters, {made}."
+    if isinstance(teachers, list) and teachers:
+        several = "another network" if len(teachers) == 1 else f"{len(teachers)} other networks"
+        text += f" It learnt from what {several} said of the training images, besides the labels."
+    return text
 
 
 _LIMITS = (

@@ -36,6 +36,7 @@ from budgetnet import (
     models,
     optim,
     runs,
+    start,
 )
 from budgetnet.augment import Augment, normalize, progressive_size, resize
 from budgetnet.checkpoint import Classifier
@@ -121,6 +122,7 @@ class Training:
             enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
             sample = dataset.train.images[train_indices[: max(1, enough)]]
             network.initialize(normalize(sample, dataset.mean, dataset.std))
+        self.start = start.load(network, config, dataset) if config.start is not None else None
         self.config, self.device, self.group = config, device, group or Group()
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -399,7 +401,7 @@ def train(
 
     Raises:
         BudgetError: the network is over the budget; nothing was read or written.
-        ConfigError: options that do not fit the data, the device, the teachers, or the run that is resumed.
+        ConfigError: options that do not fit the data, the device, the teachers, the start, or the run that is resumed.
         DataError: the data is missing or damaged, or the run's folder cannot be written.
         CheckpointError: there is nothing to resume, or it (and what was saved before it) or a teacher is damaged, or
             has changed.
@@ -465,6 +467,8 @@ def train(
                 file.truncate(training.at.epoch)
         sizes = len(train_indices), len(val_indices)
         tags = _tags(config, dataset, sizes, training.network, device) | dict(tags or {})
+        if training.start:
+            tags["start"] = training.start["sha256"]
         if training.teachers:
             tags["teachers"] = ", ".join(training.teachers.digests)
         progress.begin(config, dataset, run, tags)
@@ -633,7 +637,7 @@ def _fit(
         if place:
             place.require()
             if better:
-                _keep(candidates[kept], config, dataset, place.path, at)
+                _keep(candidates[kept], training, dataset, place.path)
         saved = at.seconds = time.monotonic() - clock
         row |= {"images_per_second": speed, "seconds": at.seconds}
         if place:
@@ -647,8 +651,9 @@ def _fit(
             raise Interrupted
 
 
-def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: Position) -> None:
+def _keep(network: nn.Module, training: Training, dataset: Dataset, run: Path) -> None:
     """Write the weights chosen so far, as a model file that stands alone."""
+    config, at, teachers = training.config, training.at, training.teachers
     checkpoint.save_classifier(
         run / "best.safetensors",
         Classifier(
@@ -665,7 +670,9 @@ def _keep(network: nn.Module, config: Config, dataset: Dataset, run: Path, at: P
                 "val_accuracy": at.best_accuracy if config.val_size else None,
                 "data_checksum": dataset.checksum,
                 "versions": _versions(),
-            },
+            }
+            | ({"start": training.start} if training.start else {})
+            | ({"teachers": teachers.digests} if teachers else {}),
         ),
     )
 

@@ -15,7 +15,21 @@ from argparse import Action, ArgumentParser
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from budgetnet.cli import ablate, data, evaluate, export, fit, networks, predict, runs, serve, sweep, train, ui
+from budgetnet.cli import (
+    ablate,
+    compress,
+    data,
+    evaluate,
+    export,
+    fit,
+    networks,
+    predict,
+    runs,
+    serve,
+    sweep,
+    train,
+    ui,
+)
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.masking import mask
 
@@ -100,6 +114,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("train", help="train a network by a recipe", add_help=False)
-    for group in (evaluate, predict, networks, ablate, fit, sweep, export, serve, ui, runs, data):
+    for group in (evaluate, predict, networks, ablate, fit, sweep, compress, export, serve, ui, runs, data):
         group.add(commands)
     return parser

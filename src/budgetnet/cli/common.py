@@ -26,6 +26,7 @@ EXAMPLES = {
     "ablate": "budgetnet ablate recipes/quick.yaml --vary optimizer.lr=0.2,0.75 --epochs 4 --jobs 2",
     "fit": "budgetnet fit --budget 1e6 --latency 5 --epochs 4 --output runs/fit",
     "sweep": "budgetnet sweep recipes/quick.yaml --space examples/spaces/quick.yaml --trials 40 --epochs 8",
+    "compress": "budgetnet compress runs/first --sparsity 0.5 --epochs 4 --data ~/cifar --output runs/small",
     "export": "budgetnet export runs/first --data ~/cifar --precision int8 --output first.onnx",
     "serve": "budgetnet serve runs/first --data ~/cifar",
     "ui": "budgetnet ui --store runs/mlflow.db --port 5001",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,7 @@ from budgetnet.errors import BudgetError, ConfigError
 from budgetnet.models.blocks import BLOCKS, BlockOptions, ZeroNorm
 from budgetnet.models.foreign import PREFIX, TimmArchitecture
 from budgetnet.models.residual import ResidualArchitecture, uniform
+from budgetnet.models.shrink import reduce
 from budgetnet.models.summary import Row, count_parameters, multiply_adds, summarize
 from budgetnet.models.whitened import WhitenedArchitecture
 
@@ -49,6 +50,27 @@ class _Architecture(Protocol):
     def width(self) -> int: ...
     def scaled(self, width: int) -> _Architecture: ...
     def network(self, num_classes: int, image_size: int, channels: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReducedArchitecture:
+    """Another network, made smaller: see `shrink.reduce`."""
+
+    whole: _Architecture
+    channels: list[int] | None
+    ranks: list[int] | None
+
+    @property
+    def width(self) -> int:
+        return self.whole.width
+
+    def scaled(self, width: int) -> _ReducedArchitecture:
+        return replace(self, whole=self.whole.scaled(width))
+
+    def network(self, num_classes: int, image_size: int, channels: int) -> nn.Module:
+        network = self.whole.network(num_classes, image_size, channels)
+        reduce(network, self.channels, self.ranks)
+        return network
 
 
 def _enhanced() -> ResidualArchitecture:
@@ -240,7 +262,7 @@ def check_budget(
     count = _count(architecture, num_classes, image_size, channels)
     if budget is None or count <= budget:
         return config
-    one_size = isinstance(architecture, TimmArchitecture)
+    one_size = isinstance(architecture, TimmArchitecture | _ReducedArchitecture)
     widest = None if one_size else largest_width(config, num_classes, budget, image_size, channels)
     if one_size:
         advice = "raise the budget or choose another network"
@@ -329,7 +351,11 @@ def _architecture(config: ModelConfig) -> _Architecture:
         hint = f"did you mean {near[0]}?" if near else "`budgetnet models` lists those that are"
         raise ConfigError(f"model.name: {name} is not a network ({hint})")
     architecture = _with_options(architecture, config)
-    return architecture.scaled(config.width) if isinstance(config.width, int) else architecture
+    if isinstance(config.width, int):
+        architecture = architecture.scaled(config.width)
+    if config.channels is None and config.ranks is None:
+        return architecture
+    return _ReducedArchitecture(whole=architecture, channels=config.channels, ranks=config.ranks)
 
 
 def _with_options(architecture: _Architecture, config: ModelConfig) -> _Architecture:

@@ -137,6 +137,8 @@ class Block(nn.Module):
     """Whether `expansion` widens the inside, and not what comes out."""
     ends_in_norm: ClassVar[bool] = True
     """Whether a batch norm ends the residual branch."""
+    sequences: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Parts of the residual branch in the order that they compute in, but for activations: see `shrink.places`."""
 
     def __init__(self, in_channels: int, stage: StageConfig, stride: int, options: BlockOptions):
         super().__init__()
@@ -236,6 +238,8 @@ def _refuse_groups(stage: StageConfig) -> None:
 class BasicBlock(Block):
     """Two 3x3 convolutions, each with its norm (He et al. 2015, arXiv:1512.03385)."""
 
+    sequences = (("conv1", "pointwise1", "bn1", "conv2", "pointwise2"),)
+
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         self.conv1, self.pointwise1 = _conv3x3(in_channels, stage.width, stage, stride)
         self.bn1 = nn.BatchNorm2d(stage.width)
@@ -252,6 +256,8 @@ class BasicBlock(Block):
 
 class BottleneckBlock(Block):
     """1x1, 3x3 and 1x1 convolutions, each with its norm (He et al. 2015, arXiv:1512.03385)."""
+
+    sequences = (("conv1", "bn1", "conv2", "pointwise", "bn2", "conv3"),)
 
     def _channels(self) -> str:
         return f"{self.stage.width}-{self.stage.width}-{self.out_channels}"
@@ -277,6 +283,8 @@ class PreactBlock(Block):
     """Norm and activation before each of two 3x3 convolutions; the projection has no norm (arXiv:1603.05027)."""
 
     takes, gives, ends_in_norm = "raw", "sum", False
+
+    sequences = (("conv1", "pointwise1", "bn2", "conv2", "pointwise2"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         self.bn1 = nn.BatchNorm2d(in_channels)
@@ -304,6 +312,8 @@ class PyramidBlock(Block):
     """
 
     takes, gives = "normed", "sum"
+
+    sequences = (("conv1", "pointwise1", "bn2", "conv2", "pointwise2"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         if in_channels > self.out_channels:
@@ -338,6 +348,8 @@ class ShakeBlock(Block):
 
     takes, gives = "normed", "unactivated"
 
+    sequences = tuple(tuple(f"{branch}.{i}" for i in (0, 1, 2, 4, 5)) for branch in ("branch1", "branch2"))
+
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         self.branch1, self.branch2 = (
             nn.Sequential(
@@ -371,6 +383,8 @@ class InvertedBlock(Block):
     """
 
     wide_inside = True
+
+    sequences = (("expand.0", "expand.1", "conv2", "bn2", "se_block", "conv3"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         _refuse_groups(stage)
@@ -419,6 +433,8 @@ class ConvNextBlock(Block):
     takes, gives = "normed", "unnormed"
     norm = ChannelNorm
     wide_inside, ends_in_norm = True, False
+
+    sequences = (("conv2", "conv3"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         _refuse_groups(stage)

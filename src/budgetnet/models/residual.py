@@ -102,6 +102,8 @@ class ResidualNetwork(nn.Module):
     layer norm) where the last stage is followed by one, `head` where there is one, and `linear`.
     """
 
+    sequences = (("conv1", "bn1", "conv2"), ("head.0", "head.1", "linear"))
+
     def __init__(self, architecture: ResidualArchitecture, num_classes: int, channels: int = 3):
         super().__init__()
         stages = architecture.stages

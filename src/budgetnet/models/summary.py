@@ -90,7 +90,8 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Linear):
         return f"linear, {module.in_features}-{module.out_features}"
     describe = getattr(module, "describe", None)
-    return str(describe()) if callable(describe) else type(module).__name__
+    kind = str(describe()) if callable(describe) else type(module).__name__
+    return ", ".join([kind, *getattr(module, "reduced", ())])
 
 
 def _trace(network: nn.Module, image_size: int, channels: int) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:

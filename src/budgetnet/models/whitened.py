@@ -115,6 +115,13 @@ class WhitenedNetwork(nn.Module):
         self.group2 = ConvGroup(first, second, architecture.convolutions)
         self.group3 = ConvGroup(second, third, architecture.convolutions)
         self.linear = nn.Linear(third, num_classes, bias=False)
+        groups = ("group1", "group2", "group3")
+        self.sequences: tuple[tuple[str, ...], ...]
+        if architecture.convolutions == 2:  # one path from end to end
+            parts = [f"{group}.{part}" for group in groups for part in ("conv1", "norm1", "conv2", "norm2")]
+            self.sequences = ((*parts, "linear"),)
+        else:
+            self.sequences = tuple((f"{group}.conv2", f"{group}.norm2", f"{group}.conv3") for group in groups)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:

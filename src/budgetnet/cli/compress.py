@@ -1,0 +1,72 @@
+"""`budgetnet compress`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from budgetnet.cli.common import command_parser, progress_on, set_threads, stop_by_signal
+
+
+def add(commands: Any) -> None:
+    """Add what this file is for to the command line."""
+    command = command_parser(
+        commands, "compress", _compress, "make a trained network smaller and faster, and train it further"
+    )
+    command.allow_abbrev = False
+    command.set_defaults(further=[])  # what it does not know are options of the recipe
+    command.usage = "budgetnet compress MODEL (--sparsity S | --rank R | --distill-into RECIPE) [options]"
+    command.add_argument("model", type=Path, metavar="MODEL", help="a finished run, or a model file")
+    command.add_argument("--sparsity", type=float, metavar="S", help="share of the channels inside blocks to take out")
+    command.add_argument("--rank", type=float, metavar="R", help="rank of convolutions, as a share of the full one")
+    command.add_argument("--distill-into", type=Path, metavar="RECIPE", help="whose network learns from MODEL instead")
+    command.add_argument("--output", type=Path, metavar="RUN", help="the new run's folder (default runs/MODEL-TIME)")
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    command.add_argument("--no-track", action="store_true", help="leave MLflow out")
+    command.add_argument("--no-report", action="store_true", help="write no report.html at the end")
+
+
+def _compress(options: Namespace) -> int:
+    from budgetnet import compress, devices
+    from budgetnet import config as configuration
+    from budgetnet.errors import Interrupted
+
+    set_threads(options.threads)
+    request = compress.Request(
+        model=options.model,
+        sparsity=options.sparsity,
+        rank=options.rank,
+        student=options.distill_into,
+        options=options.further,
+    )
+    run = options.output or configuration.run_folder(Path(options.model.resolve().name))
+    progress = progress_on(False, sys.stderr if options.json else sys.stdout)
+    try:
+        with stop_by_signal(progress, at_once=lambda: not progress.begun) as stop:
+            result = compress.compress(
+                request,
+                run,
+                folder=options.data,
+                device=devices.find(options.device),
+                progress=progress,
+                track=not options.no_track,
+                report=not options.no_report,
+                stop=stop,
+            )
+    except Interrupted:
+        print(f"saved; to go on: the same command with --output {shlex.quote(str(run))}", file=sys.stderr)
+        return 128 + (stop.number or signal.SIGTERM)
+    finally:
+        progress.end()
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    print(f"\n{compress.render(result)}\n\neverything is in {run}")
+    return 0
