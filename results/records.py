@@ -123,7 +123,8 @@ def _percent(spread: dict[str, Any]) -> str:
 
 
 def _hardware(hardware: dict[str, Any]) -> str:
-    return str(hardware.get("gpu") or f"{hardware['threads']} cores of {hardware['cpu'].partition(',')[0]}")
+    cores = f"{hardware['threads']} core{'' if hardware['threads'] == 1 else 's'}"
+    return str(hardware.get("gpu") or f"{cores} of {hardware['cpu'].partition(',')[0]}")
 
 
 def with_table(readme: str) -> str:
