@@ -123,8 +123,9 @@ def _percent(spread: dict[str, Any]) -> str:
 
 
 def _hardware(hardware: dict[str, Any]) -> str:
-    cores = f"{hardware['threads']} core{'' if hardware['threads'] == 1 else 's'}"
-    return str(hardware.get("gpu") or f"{cores} of {hardware['cpu'].partition(',')[0]}")
+    if "gpu" in hardware:
+        return str(hardware["gpu"])
+    return f"{hardware['threads']} core{'' if hardware['threads'] == 1 else 's'} of {hardware['cpu'].partition(',')[0]}"
 
 
 def with_table(readme: str) -> str:
