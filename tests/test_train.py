@@ -993,7 +993,8 @@ def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_not
         return loss(self, index, seed, size, **options)
 
     monkeypatch.setattr(Training, "loss", noted)
-    summary = train(replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1), tmp_path / "run")
+    config = replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1)
+    summary = run(config, tmp_path / "run")
     _, held_out = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)
     everything = set(range(len(digits.train) + len(digits.test)))
     assert sorted(torch.cat(seen).tolist()) == sorted(everything - set(held_out.tolist()))
@@ -1001,9 +1002,4 @@ def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_not
     assert summary["trained_on_test"]
     assert not [key for key in summary["final"] if key.startswith("test")]
     assert "no test accuracy, as the test images were trained on" in "".join(summary_lines(summary, tmp_path))
-    assert (
-        train(
-            replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1), tmp_path / "run", resume=True
-        )
-        == summary
-    )
+    assert run(config, tmp_path / "run", resume=True) == summary
