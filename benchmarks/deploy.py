@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import with_section
+from figures import measured_by, with_section
 
 from budgetnet import checkpoint, data, devices, export, origin
 from budgetnet.files import atomic_write
@@ -74,7 +74,7 @@ def table(record: dict[str, Any]) -> str:
             f"{row['points_lost']:.2f} | {row['agreement']:.2%} | {max(row['largest_difference'].values()):.1g} | "
             f"{' | '.join(times)} |"
         )
-    first, hardware = record["rows"][0], record["hardware"]
+    first = record["rows"][0]
     took = first["latency"]
     return "\n".join(
         [
@@ -84,10 +84,7 @@ def table(record: dict[str, Any]) -> str:
             f"{first['original_bytes'] / 1e6:.2f} MB in float32; {first['images']:,} {first['split']} images of "
             f"{record['dataset']}, of which PyTorch puts {first['original_accuracy']:.2%} right. The last two columns: "
             f"how many times as fast as PyTorch, which took {took['1']['original']:.1f} and "
-            f"{took['7']['original']:.1f} ms beside the first row, in turn, {hardware['threads']} thread"
-            f"{'s' if hardware['threads'] > 1 else ''} of a busy machine ({hardware['cpu']}); "
-            f"{', '.join(f'{name} {number}' for name, number in record['versions'].items())}. "
-            "[Record](../results/benchmarks/deploy.json).",
+            f"{took['7']['original']:.1f} ms beside the first row, in turn, {measured_by(record, RECORD)}",
         ]
     )
 

@@ -208,6 +208,14 @@ def with_section(page: str, marks: tuple[str, str], section: str) -> str:
     return f"{before}{begin}\n{section}\n{end}{after}"
 
 
+def measured_by(record: dict[str, Any], path: Path) -> str:
+    """With what a record was measured, and where it is, as the end of a paragraph below docs/."""
+    hardware = record["hardware"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    machine = f"{hardware['threads']} thread{'s' if hardware['threads'] > 1 else ''} of a busy machine"
+    return f"{machine} ({hardware['cpu']}); {versions}. [Record](../{path.relative_to(ROOT).as_posix()})."
+
+
 README, PAGE, SCALE_PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "scale.md"
 SECTIONS = [
     (PAGE, SPEED_MARKS, (RECORD,), table),

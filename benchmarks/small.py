@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import with_section
+from figures import measured_by, with_section
 
 from budgetnet import checkpoint, compress, data, deployed, devices, export, origin, progress
 from budgetnet.files import atomic_write
@@ -144,7 +144,7 @@ def table(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         times = [f"{row['latency'][batch]['times_as_fast']:.1f}" for batch in ("1", "64")]
         lines.append(_line(_way(row), str(row["epochs"]), row["compressed"], row["onnx"], (times[0], times[1])))
-    first, hardware = record["rows"][0]["latency"], record["hardware"]
+    first = record["rows"][0]["latency"]
     onnx = original["onnx"]
     return "\n".join(
         [
@@ -157,10 +157,7 @@ def table(record: dict[str, Any]) -> str:
             f"{onnx['images']:,} images; int8, 1 image: milliseconds. int8 memory: what a Python process with ONNX "
             f"Runtime takes at its peak, one image at a time, more than the {onnx['process'] / 1e6:.0f} MB that it "
             "takes without a model; in float32 the original takes "
-            f"{onnx['fp32']['peak_memory'] / 1e6:.1f} MB more. {hardware['threads']} thread"
-            f"{'s' if hardware['threads'] > 1 else ''} of a busy machine ({hardware['cpu']}); "
-            f"{', '.join(f'{name} {number}' for name, number in record['versions'].items())}. "
-            "[Record](../results/benchmarks/small.json).",
+            f"{onnx['fp32']['peak_memory'] / 1e6:.1f} MB more. {measured_by(record, RECORD)}",
         ]
     )
 

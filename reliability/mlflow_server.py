@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +51,44 @@ def serving(folder: Path, database: Path | None = None, *, store: str = "sqlite:
     command += ["--artifacts-destination", str(folder / "files")]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["MLFLOW_BACKEND_STORE_URI"] = store
+    with process(command, folder, environment, f"http://127.0.0.1:{port}/health"):
+        yield port
+
+
+@contextlib.contextmanager
+def process(command: Sequence[str], folder: Path, environment: Mapping[str, str], health: str) -> Iterator[None]:
+    """A program that serves within the block, ended with all of its processes; what it says is in `log`.
+
+    Args:
+        command: starts it.
+        folder: where it runs.
+        environment: all of its variables.
+        health: an address that answers once it serves.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
         )
     try:
         deadline = time.monotonic() + 90
         while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the MLflow server does not start: {(folder / 'log').read_text()}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)} does not start: {(folder / 'log').read_text()}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=2):
                 break
             time.sleep(0.1)
-        yield port
+        yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(started.pid, signal.SIGTERM)
         try:
-            process.wait(20)
+            started.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(20)
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait(20)
 
 
 class Server(socketserver.ThreadingTCPServer):

@@ -353,6 +353,19 @@ def test_a_command_that_is_stopped_goes_on_and_comes_to_the_same(run, small, tmp
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_a_run_is_not_resumed_when_the_weights_that_it_started_from_have_changed(run, tmp_path):
+    original = tmp_path / "original.safetensors"
+    shutil.copy(run / "best.safetensors", original)
+    request = compress.Request(model=original, sparsity=0.5, options=["--epochs", "1"])
+    stops = iter([False] * 3 + [True] * 1000)
+    with pytest.raises(Interrupted):
+        compress.compress(request, tmp_path / "x", track=False, report=False, stop=lambda: next(stops))
+    best = checkpoint.load_classifier(original)
+    checkpoint.save_classifier(original, replace(best, provenance=best.provenance | {"note": "another"}))
+    with pytest.raises(CheckpointError, match=r"start .*original\.safetensors has changed since .*last\.ckpt"):
+        compress.compress(request, tmp_path / "x", track=False, report=False)
+
+
 def test_a_student_learns_from_the_model_and_from_the_same_images(run, tmp_path):
     recipe = tmp_path / "student.yaml"
     recipe.write_text(

@@ -1,7 +1,6 @@
 """The model that a run leaves in MLflow: by MLflow's own server, and loaded in Python, it says what the run does."""
 
 import base64
-import contextlib
 import importlib.metadata
 import io
 import json
@@ -9,10 +8,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -23,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from mlflow_server import free_port
+from mlflow_server import free_port, process
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -103,27 +100,8 @@ def server(place, logged):
         "PYTHONPATH": os.pathsep.join([str(place), os.environ["PYTHONPATH"]]),
         "ABSENT": json.dumps(absent((logged / "requirements.txt").read_text().split())),
     }
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", program, *arguments],
-            cwd=place,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, (place / "log").read_text()
-            assert time.monotonic() < until, (place / "log").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2):
-                break
-            time.sleep(0.1)
+    with process([sys.executable, "-m", program, *arguments], place, environment, f"http://127.0.0.1:{port}/ping"):
         yield port
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
 
 
 def absent(requirements):

@@ -295,6 +295,18 @@ def test_a_trial_that_was_given_to_another_worker_after_its_last_epoch_is_left_t
     assert states == (["FAIL", "WAITING"] if stopped else ["FAIL", "COMPLETE", "COMPLETE"])
 
 
+def test_a_bug_in_a_trial_that_was_given_to_another_worker_is_still_a_bug(tmp_path, monkeypatch):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+
+    def broken(config, epoch):
+        lose(storage)
+        raise ZeroDivisionError
+
+    made_up(monkeypatch, by_rate, broken)
+    with pytest.raises(ZeroDivisionError):
+        carry_out(tmp_path / "out", trials=2, storage=storage)
+
+
 def test_an_error_of_ours_is_no_trial_of_another_worker(tmp_path, monkeypatch):
     def broken(config, epoch):
         raise ValueError("a bug")

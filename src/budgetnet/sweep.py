@@ -313,6 +313,9 @@ class _Worker:
 
     def _take(self) -> None:
         """Take one trial, and do what it takes."""
+        from optuna import TrialPruned
+        from optuna.exceptions import UpdateFinishedTrialError
+
         self.number = self.raised = None
         try:
             self.study.optimize(self._noted, n_trials=1, catch=(_SurplusError,))
@@ -324,7 +327,10 @@ class _Worker:
                 f"trial {self.study.get_trials(deepcopy=False)[self.number].user_attrs['trial']} is left to another "
                 "worker, as this one had not been heard of for long"
             )
-            if isinstance(self.raised, Interrupted | KeyboardInterrupt):
+            # The other one has the folder, or has told how it ended; anything else is no consequence of that.
+            if self.raised is not None and not isinstance(
+                self.raised, TrialPruned | UpdateFinishedTrialError | FolderError
+            ):
                 raise self.raised from None
         except (Interrupted, KeyboardInterrupt, BudgetnetError):
             if self.number is not None:

@@ -307,6 +307,8 @@ class Training:
             "plateau": self.plateau.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        if self.start:
+            state |= {"start": self.start["sha256"]}
         if self.teachers:
             state |= {"teachers": self.teachers.digests}
         if self.average:
@@ -319,7 +321,8 @@ class Training:
         """Go on from a `state`, which is from a file at `path`.
 
         Raises:
-            CheckpointError: the run was trained on other data or by other teachers, or the file holds something else.
+            CheckpointError: the run was trained on other data, from other weights or by other teachers, or the file
+                holds something else.
         """
         try:
             self._restore(state, path, checksum)
@@ -336,15 +339,16 @@ class Training:
                 f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
                 "resume with the same --data"
             )
-        for name, now, before in zip(
-            self.config.distill.teachers,
-            self.teachers.digests if self.teachers else (),
-            state.get("teachers", ()),
-            strict=True,
-        ):
+        others = [f"teacher {name}" for name in self.config.distill.teachers]
+        found, saved = list(self.teachers.digests if self.teachers else ()), list(state.get("teachers", ()))
+        if self.start or "start" in state:
+            others.append(f"start {self.config.start}")
+            found.append(self.start["sha256"] if self.start else "none")
+            saved.append(state.get("start", "none"))
+        for other, now, before in zip(others, found, saved, strict=True):
             if now != before:
                 raise CheckpointError(
-                    f"teacher {name} has changed since {path} was written (checksum {before[:12]}, found {now[:12]}): "
+                    f"{other} has changed since {path} was written (checksum {before[:12]}, found {now[:12]}): "
                     "resume with the same file"
                 )
         checkpoint.load_strictly(self.network, state["network"], str(path), "the run's network")

@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,6 +59,13 @@ def command_parser(
     if json:
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return command
+
+
+def add_training(command: ArgumentParser) -> None:
+    """Where a command that trains finds its data, and what it trains on."""
+    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
 
 
 def progress_on(silent: bool, out: TextIO) -> Progress:

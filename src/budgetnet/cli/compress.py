@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on, set_threads, stop_by_signal
+from budgetnet.cli.common import add_training, command_parser, progress_on, set_threads, stop_by_signal
 
 
 def add(commands: Any) -> None:
@@ -26,9 +26,7 @@ def add(commands: Any) -> None:
     command.add_argument("--rank", type=float, metavar="R", help="rank of convolutions, as a share of the full one")
     command.add_argument("--distill-into", type=Path, metavar="RECIPE", help="whose network learns from MODEL instead")
     command.add_argument("--output", type=Path, metavar="RUN", help="the new run's folder (default runs/MODEL-TIME)")
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
-    command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
-    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    add_training(command)
     command.add_argument("--no-track", action="store_true", help="leave MLflow out")
     command.add_argument("--no-report", action="store_true", help="write no report.html at the end")
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on, set_threads, stop_by_signal
+from budgetnet.cli.common import add_training, command_parser, progress_on, set_threads, stop_by_signal
 from budgetnet.errors import Interrupted
 
 
@@ -41,9 +41,7 @@ def add(commands: Any) -> None:
         "$BUDGETNET_STORAGE, else study.db in the output)",
     )
     command.add_argument("--study", metavar="NAME", help="its name there (default: that of the output)")
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
-    command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
-    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    add_training(command)
     command.add_argument("--no-track", action="store_true", help="leave MLflow out")
 
 
