@@ -292,6 +292,13 @@ def test_compress_prints_a_table_against_the_original(printed, small):
     assert f"everything is in {small}" in printed
 
 
+def test_files_in_other_numbers_of_bits_are_not_compared(small):
+    record = json.loads((small / "compressed.json").read_text())
+    record["original"]["bytes"] = 2 * record["original"]["parameters"] + 500
+    (line,) = (line for line in compress.render(record).splitlines() if line.startswith("file in MB"))
+    assert line.endswith("in 16 and in 32 bits")
+
+
 def test_a_smaller_run_says_from_what_it_was_made_and_costs_less(run, small):
     record = json.loads((small / "compressed.json").read_text())
     before, after = checkpoint.load(run), checkpoint.load(small)

@@ -314,8 +314,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(options, message, run, tmp_pat
 
 def test_a_program_of_torch_is_no_model_to_load(run, tmp_path):
     path = exported(run, tmp_path / "m.pt2", "--format", "torch")
-    with pytest.raises(CheckpointError):
-        budgetnet.load(path)
+    for other in (path, path.with_suffix(".onnx")):
+        other.write_bytes(path.read_bytes())
+        with pytest.raises(CheckpointError, match="is for other programs: give the run that it was exported from"):
+            budgetnet.load(other)
 
 
 # ---------------------------------------------------------------------------------------------------- timm

@@ -207,8 +207,8 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
         model: the network's name, needed for (and only for) a checkpoint of the reference project.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of an unknown kind, or does not fit the network; keys that are
-            missing, extra or of another shape are named.
+        CheckpointError: the file is missing, damaged, an export for other programs, of an unknown kind, or does not fit
+            the network; keys that are missing, extra or of another shape are named.
     """
     if path.is_dir():
         files = [path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()]
@@ -216,6 +216,8 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
             raise CheckpointError(f"{path} holds no {WEIGHTS}: give a finished run's folder or a model file")
         path = files[0]
     content = _read(path)
+    if path.suffix in (".onnx", ".pt2", ".xml"):
+        raise CheckpointError(f"{path} is for other programs: give the run that it was exported from")
     if path.suffix == ".safetensors":
         if model is not None:
             raise CheckpointError(f"{path} says itself which network it holds: leave out --model {model}")
