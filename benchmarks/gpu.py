@@ -26,7 +26,8 @@ from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
 from budgetnet.files import atomic_write
-from budgetnet.train import Training, train
+from budgetnet.train import train
+from budgetnet.training import Training
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -34,7 +34,7 @@ from budgetnet import cache, data, evaluate, models
 from budgetnet.augment import Augment
 from budgetnet.config import AugmentConfig, Config, ModelConfig
 from budgetnet.devices import hardware
-from budgetnet.train import Training
+from budgetnet.training import Training
 
 Work = Callable[[], object]
 Point = Callable[[], Iterator[tuple[str, int, Work]]]

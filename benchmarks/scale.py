@@ -313,7 +313,7 @@ def slow_link(rate: str, steps: int) -> list[dict[str, Any]]:
 
 
 def _steps(file: Path, steps: int) -> None:
-    from budgetnet.train import Training
+    from budgetnet.training import Training
 
     digits = data.load("digits", None)
     base = Config(dataset="digits", model=configuration.ModelConfig(name="whitened_cnn"), batch_size=16)

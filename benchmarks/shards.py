@@ -34,7 +34,7 @@ import torch
 from budgetnet import cache, data, shards
 from budgetnet.config import AugmentConfig, Config, ModelConfig, StageConfig
 from budgetnet.devices import hardware, tune
-from budgetnet.train import Training
+from budgetnet.training import Training
 
 SHARD = 10_000
 STEPS, BATCH = 100, 256

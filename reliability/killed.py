@@ -106,7 +106,7 @@ def watch_sql(pass_by: Any) -> None:
 
 def watch_steps(pass_by: Any) -> None:
     """Come by at each training step."""
-    from budgetnet.train import Training
+    from budgetnet.training import Training
 
     update = Training.update
 

@@ -91,7 +91,7 @@ import inspect, sys, types
 import budgetnet
 from budgetnet import evaluate, models, train
 from budgetnet.evaluate import predict_logits
-from budgetnet.train import Training, train as loop
+from budgetnet.train import train as loop
 assert budgetnet.train is train and inspect.isfunction(train) and "overrides" in inspect.signature(train).parameters
 assert loop is sys.modules["budgetnet.train"].train and loop is not train
 assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate and evaluate.predict_logits

@@ -16,7 +16,7 @@ from budgetnet import checkpoint, cli, data, evaluate, fit, models
 from budgetnet import config as configuration
 from budgetnet.config import Config, ModelConfig, OptimizerConfig
 from budgetnet.errors import BudgetError, ConfigError
-from budgetnet.train import Training
+from budgetnet.training import Training
 
 RECIPE = Config(
     dataset="digits", val_size=100, train_size=238, batch_size=32, optimizer=OptimizerConfig(lr=0.05), ema=0.5

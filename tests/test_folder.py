@@ -308,7 +308,8 @@ class Sender:
 
 
 def test_a_run_that_died_while_its_results_were_sent_sends_them_when_it_is_resumed_and_only_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["budgetnet.train"], "Tracker", Sender)
+    for name in ("budgetnet.train", "budgetnet.resume"):
+        monkeypatch.setattr(sys.modules[name], "Tracker", Sender)
     monkeypatch.setattr(Sender, "calls", [])
     monkeypatch.setattr(Sender, "dies", True)
     with pytest.raises(SystemExit):

@@ -18,7 +18,8 @@ from budgetnet import config as configuration
 from budgetnet import devices
 from budgetnet.config import Config
 from budgetnet.runs import read
-from budgetnet.train import Training, train
+from budgetnet.train import train
+from budgetnet.training import Training
 
 ROOT = Path(__file__).parent.parent
 TRACES = Path(__file__).parent / "fixtures" / "golden.json"

@@ -5,7 +5,8 @@ import re
 
 from budgetnet.config import Config, ModelConfig
 from budgetnet.progress import LiveProgress, PlainProgress, Progress, duration
-from budgetnet.train import Position, train
+from budgetnet.train import train
+from budgetnet.training import Position
 
 TINY = Config(
     dataset="digits",

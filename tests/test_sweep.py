@@ -25,7 +25,7 @@ from budgetnet.metrics import Metrics
 from budgetnet.progress import Progress
 from budgetnet.space import Choice, Range
 from budgetnet.sweep import Sweep
-from budgetnet.train import Training
+from budgetnet.training import Training
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"

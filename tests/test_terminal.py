@@ -18,7 +18,7 @@ from budgetnet.cli import main
 from budgetnet.cli.common import progress_on
 from budgetnet.progress import LiveProgress, PlainProgress
 from budgetnet.terminal import cell_len, columns, fitted, wrapped
-from budgetnet.train import Position
+from budgetnet.training import Position
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")

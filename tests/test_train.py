@@ -31,7 +31,8 @@ from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataErro
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
-from budgetnet.train import _LOOK_EVERY, Training, train
+from budgetnet.train import _LOOK_EVERY, train
+from budgetnet.training import Training
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

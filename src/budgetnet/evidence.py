@@ -19,7 +19,7 @@ from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores
 from budgetnet.gallery import Judged
 from budgetnet.runs import Run
-from budgetnet.train import PRECISIONS
+from budgetnet.training import PRECISIONS
 from budgetnet.words import VIEWS
 
 

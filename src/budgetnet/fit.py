@@ -34,7 +34,8 @@ from budgetnet.errors import ConfigError, FolderError, TrainingError
 from budgetnet.files import atomic_write, replacing
 from budgetnet.models.residual import ResidualArchitecture, uniform
 from budgetnet.progress import Progress, duration
-from budgetnet.train import Training, train
+from budgetnet.train import train
+from budgetnet.training import Training
 
 T = TypeVar("T")
 

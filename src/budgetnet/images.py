@@ -51,6 +51,17 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def targets(self) -> Tensor:
+        """The labels of images that must have some.
+
+        Raises:
+            DataError: they have none.
+        """
+        if self.labels is None:
+            raise DataError("these images have no labels, expected one each")
+        return self.labels
+
 
 def read_images(path: Path, image_size: int = SIDE) -> Images:
     """Read the images of one input, in its order.

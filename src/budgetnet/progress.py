@@ -13,7 +13,7 @@ from budgetnet.terminal import wrapped
 
 if TYPE_CHECKING:
     from budgetnet.data import Dataset
-    from budgetnet.train import Position
+    from budgetnet.training import Position
 
 COLUMNS = (
     ("epoch", "epoch", "{:>5.0f}"),

@@ -1,0 +1,407 @@
+"""What changes while a network is trained: one step of it, the end of an epoch, and how both are saved.
+
+The weights after a step are a pure function of those before it and of (seed, epoch, step), from which order, crops,
+flips and dropout are drawn; so a resumed run needs only the weights, the optimizer's memory and a few counters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budgetnet import advice, cache, checkpoint, data, draws, memory, models, optim, start
+from budgetnet.augment import Augment, normalize, resize
+from budgetnet.config import Config
+from budgetnet.data import Dataset
+from budgetnet.distill import Teachers, distillation_loss
+from budgetnet.distributed import Group, Part
+from budgetnet.errors import CheckpointError, TrainingError
+from budgetnet.mixing import REACH, mix
+from budgetnet.policies import jensen_shannon
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Images whose activations give the norm statistics of averaged weights: more pixels than the second digit needs.
+_NORM_IMAGES = 10_000
+
+# Of the loss in fp16. Above it, gradients that still overflow are above 6e7.
+_LEAST_SCALE = 2.0**-10
+
+
+@dataclass
+class Position:
+    """Where a training stands between two steps."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    step: int = 0
+    """Steps completed in the current epoch."""
+    images: int = 0
+    """Images seen in them."""
+    loss_sum: float = 0.0
+    """Sum of the training loss over those images."""
+    correct: int = 0
+    """How many of them, as augmented, were classified right."""
+    epoch_seconds: float = 0.0
+    """Time of the steps of the current epoch so far."""
+    seconds: float = 0.0
+    """Time of the run so far: steps, validation and saving."""
+    best_epoch: int = 0
+    """The epoch whose weights are kept; 0 is none yet."""
+    best_accuracy: float = -1.0
+    """Its validation accuracy."""
+    best_weights: str = "raw"
+    """Which of its weights: raw, or the average."""
+
+
+class Training:
+    """All that changes while training, and how it is saved.
+
+    Args:
+        config: what to compute.
+        dataset: what is trained on, and what its normalisation and classes are taken from.
+        train_indices: int64 (n,), places of the training images that are trained on.
+        device: where to compute.
+        group: the processes that train together; None is this one alone.
+
+    Raises:
+        BudgetError: the network is over the budget.
+        ConfigError: a teacher or a start does not fit.
+        CheckpointError: the file of one is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        train_indices: Tensor,
+        device: torch.device,
+        group: Group | None = None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
+        if config.init == "kaiming":
+            models.kaiming_(network)
+        if isinstance(network, models.Initializable):
+            enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
+            sample = dataset.train.images[train_indices[: max(1, enough)]]
+            network.initialize(normalize(sample, dataset.mean, dataset.std))
+        self.start = start.load(network, config, dataset) if config.start is not None else None
+        self.config, self.device, self.group = config, device, group or Group()
+        self.indices, self.steps = train_indices, len(data.batches(train_indices, config.batch_size))
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = self.group.connect(self.network, config)
+        self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
+        self.classes = len(dataset.classes)
+        self.images, self.labels = dataset.train.images.to(device), dataset.train.targets.to(device)
+        cache.expect_random(self.images)
+        self.teachers = (
+            Teachers(
+                config.distill,
+                dataset,
+                train_indices,
+                smallest=config.progressive.size or dataset.train.images.shape[-1],
+                mirrored=config.augment.flip != "none",
+                device=device,
+                layout=self.layout,
+                precision=PRECISIONS[config.precision],
+            )
+            if config.distill.teachers
+            else None
+        )
+        averaged = bool(config.ema or config.swa)
+        self.average = optim.WeightAverage(self.network, config.ema or None) if averaged else None
+        steps, alpha = config.optimizer.lookahead_steps, config.optimizer.lookahead_alpha
+        self.lookahead = optim.Lookahead(self.network, steps, alpha) if steps else None
+        self.optimizer = optim.make_optimizer(self.network, config.optimizer)
+        self.plateau = optim.Plateau(config.schedule)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.at = Position()
+        self._unseen: list[tuple[int, int, Tensor, Tensor]] = []
+
+    @property
+    def candidates(self) -> dict[str, nn.Module]:
+        """The networks that are validated, of which the best is kept, the first of equals: average (if any) and raw.
+
+        With lookahead, the raw weights are the slow ones.
+        """
+        raw = {"raw": self.lookahead.network if self.lookahead else self.network}
+        return {"average": self.average.network} | raw if self.average and self.average.updates else raw
+
+    def loss(
+        self, index: Tensor, seed: int, size: int, *, strong: bool = True, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch of training images, and how many of them are classified right, on the device.
+
+        A mixed image is right where the class with the largest share of it is found; of several views of an image the
+        first counts. Nothing here, in `gradient` or in `update` makes the host wait for an accelerator.
+
+        Args:
+            index: int64 (n,), places in the training set, on the device.
+            seed: of augmentation and dropout.
+            size: side in pixels that the augmented images are shrunk to.
+            strong: whether images are mixed, and augmented by more than crop and flip.
+            part: of the batch that the loss is of, its images augmented and mixed as in the whole; None is all of it.
+        """
+        first = part.start if part else 0
+        torch.manual_seed(seed + first)  # for dropout, which draws from the global generator
+        partners = 0
+        if part is None or part.whole:
+            rng = torch.Generator(self.device).manual_seed(seed)
+        else:
+            partners = REACH[self.config.mix.name] if strong else 0
+            rows = part.rows(partners, self.device)
+            index, rng = index[rows], draws.Share(rows, part.total).manual_seed(seed)
+        x, y = self.augment(self.images[index], index, self.at.epoch, rng, strong=strong), self.labels[index]
+        labels = y
+        if strong and self.config.mix.name != "none":
+            x, y = mix(x, y, self.classes, self.config.mix, rng)
+            labels = y.argmax(1)
+        if partners:  # which other parts train on
+            x, y, labels, index = x[partners:], y[partners:], labels[partners:], index[partners:]
+        x = resize(x, size)
+        precision = PRECISIONS[self.config.precision]
+        with torch.autocast(self.device.type, precision, enabled=precision is not None):
+            x = x.contiguous(memory_format=self.layout)
+            logits = self.forward(x)
+            taught = self.teachers.targets(x[: len(index)], index) if self.teachers else None
+        views = logits.float().reshape(-1, len(index), self.classes)  # one, or three with a consistency loss
+        loss = F.cross_entropy(views[0], y, label_smoothing=self.config.label_smoothing)
+        if taught is not None:
+            weight, temperature = self.config.distill.weight, self.config.distill.temperature
+            loss = (1 - weight) * loss + weight * distillation_loss(views[0], taught, temperature)
+        if len(views) > 1:
+            loss = loss + self.config.augment.consistency * jensen_shannon(views)
+        return loss, (views[0].detach().argmax(1) == labels).sum()
+
+    def gradient(self, index: Tensor, seed: int, size: int, *, strong: bool = True) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of a batch's mean loss in the parameters, that of all processes in each.
+
+        Args:
+            index: int64 (n,), the whole batch, of which this process computes its part, in as many pieces as
+                `accumulate` says.
+            seed: as for `loss`.
+            size: likewise.
+            strong: likewise.
+
+        Returns:
+            What `loss` does; the sums over the processes are those of the batch.
+        """
+        self.optimizer.zero_grad()
+        losses, rights = [], []
+        parts = self.group.parts(len(index), self.config.accumulate)
+        for part in parts:
+            with self.group.holding(self.forward, part is not parts[-1]):
+                loss, right = self.loss(index, seed, size, strong=strong, part=part)
+                if not part.whole:  # gradients of pieces add up, and are averaged over the processes
+                    loss = loss * part.share
+                self.scaler.scale(loss * self.group.size if self.group.size > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            rights.append(right)
+        return sum(losses[1:], losses[0]), sum(rights[1:], rights[0])
+
+    def update(self, lr: float, again: Callable[[], object] | None = None) -> None:
+        """Move the weights, and what follows them, against the gradient that they have.
+
+        Args:
+            lr: learning rate.
+            again: computes the gradient once more, by the same draws, from weights that have moved; `optimizer.sam`
+                needs it.
+        """
+        if self.config.optimizer.sam and again:
+            with optim.ascended(self.network, self.config.optimizer.sam):
+                again()
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        optim.set_learning_rate(self.optimizer, lr)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.group.average_norms(self.network)
+        if self.lookahead:
+            self.lookahead.update(self.network)
+        if self.average and self.config.ema:
+            self.average.update(self.network)
+
+    def wrong(self, network: nn.Module) -> str:
+        """What makes it useless to go on though no loss said so, or nothing; waits for the device.
+
+        Validation would find most of it, but there may be none; and with a loss scale, gradients that always overflow
+        leave every update out, in silence.
+        """
+        bad = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+        if bad:
+            return f"{len(bad)} tensors of the network are not finite (the first is {bad[0]})"
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        if scale < _LEAST_SCALE:
+            return f"gradients overflow in fp16 however small the loss is scaled (now {scale:g}), and no update is made"
+        return ""
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step of the current epoch."""
+        at, config = self.at, self.config
+        factor = optim.lr_factor(config.schedule, at.epoch * self.steps + step, self.steps, config.epochs)
+        return config.optimizer.lr * self.plateau.factor * factor
+
+    def note(self, images: int, loss: Tensor, correct: Tensor) -> None:
+        """Take what came of the current step, which stays on the device until `settle`.
+
+        Args:
+            images: of the batch, that of all processes.
+            loss: float scalar, this process's share of their mean loss.
+            correct: int64 scalar, how many of this process's images are classified right.
+        """
+        self._unseen.append((self.at.step, images, loss, correct))
+
+    def settle(self) -> None:
+        """Wait for the device, and count what came of the steps since the last time.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        if not self._unseen:
+            return
+        at, config = self.at, self.config
+        values = [value.float() for *_, loss, correct in self._unseen for value in (loss, correct)]
+        outcomes = self.group.sum(torch.stack(values)).tolist()
+        for (step, images, _, _), loss, correct in zip(self._unseen, outcomes[::2], outcomes[1::2], strict=True):
+            if not math.isfinite(loss):
+                where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
+                if at.epoch == step == 0:
+                    raise TrainingError(advice.bad_from_the_start(where, config))
+                raise TrainingError(advice.diverged(where, config, self.learning_rate(step)))
+            at.images += images
+            at.loss_sum += loss * images
+            at.correct += int(correct)
+        self._unseen.clear()
+
+    def end_epoch(self) -> dict[str, float]:
+        """Close the epoch: what metrics.csv says of its steps; weights go into the average where `swa` wants them."""
+        at = self.at
+        row = {
+            "epoch": at.epoch + 1,
+            "lr": self.learning_rate(self.steps - 1),
+            "train_loss": at.loss_sum / at.images,
+            "train_accuracy": at.correct / at.images,
+        }
+        at.epoch, at.step, at.images, at.loss_sum, at.correct, at.epoch_seconds = at.epoch + 1, 0, 0, 0.0, 0, 0.0
+        self._average_weights()
+        return row
+
+    def _average_weights(self) -> None:
+        """With `swa` and in its share of the run, take the weights of the epoch just completed into the average.
+
+        Norm statistics of the average are then estimated on up to 10,000 training images, always the same ones, as
+        they are: normalised and not augmented, like the images that the weights will be used on.
+        """
+        if not self.average or self.config.epochs - self.at.epoch >= self.config.swa * self.config.epochs:
+            return
+        self.average.update(self.candidates["raw"])
+        order = data.epoch_order(len(self.indices), self.config.seed, 0)
+        chosen = self.indices[order[:_NORM_IMAGES]].to(self.device)
+        precision = PRECISIONS[self.config.precision]
+        with torch.autocast(self.device.type, precision, enabled=precision is not None):
+            optim.estimate_norms(
+                self.average.network,
+                (
+                    normalize(self.images[batch], self.augment.mean, self.augment.std).contiguous(
+                        memory_format=self.layout
+                    )
+                    for batch in data.batches(chosen, self.config.batch_size)
+                ),
+            )
+
+    def state(self, checksum: str) -> dict[str, Any]:
+        """Everything that a resumed run needs; with the checksum of the data, so that it resumes on no other."""
+        state: dict[str, Any] = {
+            "checksum": checksum,
+            "position": asdict(self.at),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "plateau": self.plateau.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.start:
+            state |= {"start": self.start["sha256"]}
+        if self.teachers:
+            state |= {"teachers": self.teachers.digests}
+        if self.average:
+            state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
+        if self.lookahead:
+            state |= {"lookahead": self.lookahead.network.state_dict(), "lookahead_updates": self.lookahead.updates}
+        return state
+
+    def load(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
+        """Go on from a `state`, which is from a file at `path`.
+
+        Raises:
+            CheckpointError: the run was trained on other data, from other weights or by other teachers, or the file
+                holds something else.
+        """
+        try:
+            self._restore(state, path, checksum)
+        # Whoever knows the format can seal anything; what is wrong with it is met by whatever reads it first.
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise CheckpointError(
+                f"{path} has a checkpoint's checksum and not its content ({what}): resume from another, or train again"
+            ) from error
+
+    def _restore(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
+        if state["checksum"] != checksum:
+            raise CheckpointError(
+                f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
+                "resume with the same --data"
+            )
+        others = [f"teacher {name}" for name in self.config.distill.teachers]
+        found, saved = list(self.teachers.digests if self.teachers else ()), list(state.get("teachers", ()))
+        if self.start or "start" in state:
+            others.append(f"start {self.config.start}")
+            found.append(self.start["sha256"] if self.start else "none")
+            saved.append(state.get("start", "none"))
+        for other, now, before in zip(others, found, saved, strict=True):
+            if now != before:
+                raise CheckpointError(
+                    f"{other} has changed since {path} was written (checksum {before[:12]}, found {now[:12]}): "
+                    "resume with the same file"
+                )
+        checkpoint.load_strictly(self.network, state["network"], str(path), "the run's network")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.plateau.load_state_dict(state["plateau"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            checkpoint.load_strictly(self.average.network, state["average"], str(path), "the run's network")
+            self.average.updates = state["average_updates"]
+        if self.lookahead:
+            checkpoint.load_strictly(self.lookahead.network, state["lookahead"], str(path), "the run's network")
+            self.lookahead.updates = state["lookahead_updates"]
+        self.at = Position(**state["position"])
+        if not checkpoint.has_type(self.at, Position):
+            raise TypeError(f"a position of {self.at}")
+
+
+def fitting_batch(config: Config, dataset: Dataset, train_indices: Tensor, device: torch.device) -> int:
+    """The recipe's batch size, halved until a step fits in memory.
+
+    Raises:
+        RuntimeError: as `memory.fitting_batch`.
+    """
+
+    def step(size: int) -> None:
+        training = Training(config, dataset, train_indices, device)
+        training.network.train()
+        batch = train_indices[torch.arange(size) % len(train_indices)].to(device)
+        compute = partial(training.gradient, batch, 0, training.images.shape[-1])
+        compute()
+        training.update(config.optimizer.lr, compute)
+
+    return memory.fitting_batch(config.batch_size, step, device)
