@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+SEED ?= $(shell date +%s)
 
-.PHONY: help demo test lint types table docs box bench soak clean
+.PHONY: help demo test lint types format shuffle coverage hooks table docs box bench soak clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +29,25 @@ lint: $(INSTALLED) ## style, and the form of the code
 
 types: $(INSTALLED) ## types
 	$(BIN)/mypy
+
+format: $(INSTALLED) ## put the code into its form, and mend of its style what needs no thought
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+
+shuffle: $(INSTALLED) ## all tests in an order of chance; SEED=7 is the order of another time
+	$(BIN)/python -m pytest -n auto --dist loadfile --random-order-bucket=global --random-order-seed=$(SEED)
+
+coverage: $(INSTALLED) ## which lines and branches no test reaches, in build/coverage; fails under 95 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report --skip-covered
+
+hooks: $(INSTALLED) ## have git check style and types before a commit, and the tests before a push
+	$(PYTHON) -m venv .venv/hooks
+	.venv/hooks/bin/python -m pip install --quiet --disable-pip-version-check pre-commit==4.7.0
+	.venv/hooks/bin/pre-commit install
 
 table: $(INSTALLED) ## README's and docs' tables from the records in results/
 	$(BIN)/python results/records.py table
