@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from budgetnet import devices, launcher
 from budgetnet.config import Config
-from budgetnet.errors import BudgetnetError, ConfigError, Interrupted, TrainingError
+from budgetnet.errors import BudgetnetError, ConfigError, TrainingError
 
 T = TypeVar("T")
 
@@ -282,9 +282,6 @@ def join(device: torch.device) -> Iterator[Group]:
     group = Processes(device)
     try:
         yield group
-    except Interrupted:  # which all of them agreed on
-        group.leave()
-        raise
     except (BudgetnetError, RuntimeError, OSError) as error:
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
         try:
@@ -300,7 +297,10 @@ def join(device: torch.device) -> Iterator[Group]:
                 "goes on from there"
             ) from error
         raise
-    group.leave()
+    finally:
+        # Its threads may still be letting go of what was last exchanged, and one that does so while the interpreter
+        # ends takes the process down with it, by SIGABRT.
+        group.leave()
 
 
 def device(name: str) -> torch.device:
