@@ -172,13 +172,13 @@ def _docstrings() -> Iterator[_Place]:
         if text := ast.get_docstring(tree):
             yield _Place(name, text, shown.get(name))
         for node in tree.body:
-            if name == "config" and isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            if name in ("sections", "config") and isinstance(node, ast.ClassDef):
                 section = option_anchor(node.name, "").rstrip(".")
                 yield _Place(section, ast.get_docstring(node) or "", "../reference/options.md")
                 for key, text in field_texts(node).items():
                     anchor = option_anchor(node.name, key)
                     yield _Place(anchor, text, f"../reference/options.md#{anchor}")
-            if isinstance(node, Definition) and name != "config":
+            elif isinstance(node, Definition):
                 yield from _of(name, node, shown.get(name))
 
 
