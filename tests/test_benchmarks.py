@@ -23,8 +23,8 @@ from turns import Contestant, Meter, Turn, take_turns  # noqa: E402
 
 from budgetnet import config as configuration  # noqa: E402
 from budgetnet import data  # noqa: E402
-from budgetnet.augment import normalize  # noqa: E402
 from budgetnet.config import AugmentConfig  # noqa: E402
+from budgetnet.inputs import normalize  # noqa: E402
 
 RECORD = json.loads(figures.RECORD.read_text())
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs
-from budgetnet.augment import progressive_size
 from budgetnet.config import Config, Tta, load
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
 from budgetnet.errors import CheckpointError, ConfigError, FolderError, Interrupted, TrainingError, WriteError
 from budgetnet.folder import hold
+from budgetnet.inputs import progressive_size
 from budgetnet.progress import Progress
 from budgetnet.recorder import Recorder, send_results
 from budgetnet.resume import finished, require_new, require_resumable, tidy_up
