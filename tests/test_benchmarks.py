@@ -22,8 +22,8 @@ import plain  # noqa: E402
 from turns import Contestant, Meter, Turn, take_turns  # noqa: E402
 
 from budgetnet import data  # noqa: E402
-from budgetnet.augment import normalize  # noqa: E402
 from budgetnet.config import AugmentConfig  # noqa: E402
+from budgetnet.inputs import normalize  # noqa: E402
 from budgetnet.recipe import load_recipe  # noqa: E402
 
 RECORD = json.loads(figures.RECORD.read_text())

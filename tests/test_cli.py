@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from budgetnet import checkpoint, data, devices, engine, evaluate, models, shift
-from budgetnet.augment import normalize
 from budgetnet.cli import main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
+from budgetnet.inputs import normalize
 from budgetnet.progress import Progress
 
 ROOT = Path(__file__).parent.parent

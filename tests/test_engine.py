@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from budgetnet import engine, models
-from budgetnet.augment import normalize
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.engine import Engine, compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
 from budgetnet.evaluate import predict_logits
+from budgetnet.inputs import normalize
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.24, 0.26)
 SHAPE = (3, 16, 16)

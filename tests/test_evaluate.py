@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from budgetnet.augment import normalize
 from budgetnet.engine import compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, DataError
 from budgetnet.evaluate import (
@@ -22,6 +21,7 @@ from budgetnet.evaluate import (
     score_confusion,
     score_labels,
 )
+from budgetnet.inputs import normalize
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.24, 0.26)
 

@@ -26,9 +26,9 @@ from PIL import Image
 
 import budgetnet
 from budgetnet import __version__, mlmodel, store
-from budgetnet.augment import normalize
 from budgetnet.cli import main
 from budgetnet.errors import CheckpointError
+from budgetnet.inputs import normalize
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from serving import HOST, serving
 
-from budgetnet import augment, cache, checkpoint, data, guard, models, serve, shift
+from budgetnet import cache, checkpoint, colors, data, guard, models, serve, shift
 from budgetnet.checkpoint import Classifier
 from budgetnet.cli import main
 from budgetnet.config import ModelConfig, StageConfig
@@ -174,7 +174,7 @@ def test_what_is_no_picture_is_refused_in_one_line(port, path, body, message):
     [
         ("noise=3", lambda image: shift.corrupt(image[None], "gaussian_noise", 3)[0]),
         ("blur=5", lambda image: shift.corrupt(image[None], "gaussian_blur", 5)[0]),
-        ("brightness=-1", lambda image: augment.adjust_color(image[None], brightness=torch.tensor([0.5]))[0]),
+        ("brightness=-1", lambda image: colors.adjust_color(image[None], brightness=torch.tensor([0.5]))[0]),
         ("rotation=90", lambda image: image.rot90(1, (1, 2))),
         ("rotation=0&noise=0&blur=0&brightness=0", lambda image: image),
         (

@@ -1,99 +1,15 @@
 """Imports follow the flow of the data, and nothing heavy is imported before it is needed."""
 
-import ast
+import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
-ORDER = [
-    "errors",
-    "masking",
-    "terminal",
-    "sections",
-    "config",
-    "plainyaml",
-    "recipe",
-    "devices",
-    "memory",
-    "usage",
-    "files",
-    "pickles",
-    "arrays",
-    "download",
-    "decoding",
-    "tarballs",
-    "tables",
-    "workers",
-    "cache",
-    "images",
-    "shards",
-    "cifar",
-    "audit",
-    "data",
-    "draws",
-    "policies",
-    "augment",
-    "mixing",
-    "shift",
-    "models",
-    "engine",
-    "saliency",
-    "evaluate",
-    "remedies",
-    "robustness",
-    "optim",
-    "classifier",
-    "checkpoint",
-    "origin",
-    "deployed",
-    "folder",
-    "distill",
-    "start",
-    "launcher",
-    "distributed",
-    "advice",
-    "training",
-    "metrics",
-    "runs",
-    "progress",
-    "markup",
-    "browser",
-    "hub",
-    "export",
-    "words",
-    "lineage",
-    "mlmodel",
-    "store",
-    "registry",
-    "tracking",
-    "recorder",
-    "resume",
-    "train",
-    "seeds",
-    "ablate",
-    "predict",
-    "pictures",
-    "charts",
-    "page",
-    "gallery",
-    "evidence",
-    "report",
-    "album",
-    "api",
-    "compare",
-    "compare_page",
-    "compress",
-    "fit",
-    "space",
-    "standings",
-    "studies",
-    "sweep",
-    "guard",
-    "serve",
-    "ui",
-    "cli",
-]
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs" / "images"))
+import architecture  # noqa: E402
+from architecture import ORDER, SOURCE, imports, room  # noqa: E402
+
 LAZY = {
     "mlflow",
     "optuna",
@@ -112,32 +28,6 @@ LAZY = {
 }
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """Each import of a module of ours or of others, and whether it happens when the file is imported."""
-    tree = ast.parse(path.read_text())
-    checked = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in checked or not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
-        found += [(name, node in tree.body) for name in names]
-    return found
-
-
-def room(dotted: str) -> str:
-    """The module or package of ours that a dotted name is in, or nothing."""
-    parts = dotted.split(".")
-    return parts[1] if parts[0] == "budgetnet" and len(parts) > 1 and parts[1] in ORDER else ""
-
-
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_module_imports_only_what_stands_before_it_and_nothing_heavy_at_the_top(path):
     own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
@@ -152,3 +42,23 @@ def test_a_module_imports_only_what_stands_before_it_and_nothing_heavy_at_the_to
 def test_every_module_has_its_place_in_the_order():
     modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("[!_]*.py")}
     assert modules - {"py"} == {*ORDER}
+
+
+def test_the_picture_of_the_modules_is_that_of_todays_imports():
+    picture = architecture.PICTURE.read_text(encoding="utf-8")
+    assert picture == architecture.picture(), "run python docs/images/architecture.py, and look at the picture"
+    for module in ORDER:
+        assert f">{module}<" in picture or f">{module}/<" in picture
+    assert "href" not in picture
+    assert "url(" not in picture
+
+
+def test_an_arrow_that_others_imply_is_left_out():
+    shown = {(before.title, after.title) for before, after in architecture.arrows()}
+    for one, other in shown:
+        reached = {one}
+        for group in architecture.GROUPS:
+            if any((before, group.title) in shown - {(one, other)} for before in reached):
+                reached.add(group.title)
+        assert other not in reached, f"{one} leads to {other} anyway"
+    assert {after for _, after in shown} == {group.title for group in architecture.GROUPS[1:]}

@@ -14,7 +14,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from budgetnet import checkpoint, data, evaluate, models
-from budgetnet.augment import progressive_size
 from budgetnet.cli import main
 from budgetnet.config import (
     AugmentConfig,
@@ -28,6 +27,7 @@ from budgetnet.config import (
     StageConfig,
 )
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
+from budgetnet.inputs import progressive_size
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet.augment import normalize
 from budgetnet.config import Tta
 from budgetnet.engine import Engine
 from budgetnet.errors import CheckpointError, DataError
+from budgetnet.inputs import normalize
 from budgetnet.terminal import cell_len, fitted
 
 _TOP5_FROM = 10

@@ -14,8 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from budgetnet import draws
-from budgetnet.augment import rectangles
 from budgetnet.config import MixConfig
+from budgetnet.erasing import rectangles
 
 REACH = {"none": 0, "mixup": 1, "cutmix": 1, "ricap": 3}
 """How many images before it in the batch each image is mixed with, by the method's name."""

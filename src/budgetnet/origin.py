@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from budgetnet import data, engine
-from budgetnet.augment import normalize
 from budgetnet.classifier import Classifier
 from budgetnet.config import DatasetName
 from budgetnet.data import Dataset
 from budgetnet.engine import Engine
 from budgetnet.errors import CheckpointError, DataError
+from budgetnet.inputs import normalize
 
 _CALIBRATION_IMAGES, _CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: calibrated on as float32
 

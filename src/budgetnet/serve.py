@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from budgetnet import __version__, augment, cache, shift
+from budgetnet import __version__, cache, colors, geometry, shift
 from budgetnet.errors import DataError
 from budgetnet.guard import AGAIN, Guard, Limits, problem
 from budgetnet.images import SIDE, Images
@@ -211,9 +211,9 @@ def corrupt(image: Tensor, strengths: Strengths) -> Tensor:
     """
     images = image[None]
     if strengths.rotation:
-        images = augment.turn(images, torch.tensor([float(strengths.rotation)]))
+        images = geometry.turn(images, torch.tensor([float(strengths.rotation)]))
     if strengths.brightness:
-        images = augment.adjust_color(images, brightness=torch.tensor([2.0**strengths.brightness]))
+        images = colors.adjust_color(images, brightness=torch.tensor([2.0**strengths.brightness]))
     if strengths.blur:
         images = shift.corrupt(images, "gaussian_blur", strengths.blur)
     if strengths.noise:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from budgetnet import checkpoint, data, optim, origin
-from budgetnet.augment import normalize
 from budgetnet.checkpoint import HUB_WEIGHTS, WEIGHTS, Classifier
 from budgetnet.config import Config, ModelConfig
 from budgetnet.data import Dataset
 from budgetnet.errors import CheckpointError, ConfigError
+from budgetnet.inputs import normalize
 from budgetnet.models import shrink
 
 _NORM_IMAGES, _NORM_BATCH = 2000, 500

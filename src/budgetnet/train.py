@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs
-from budgetnet.augment import progressive_size
 from budgetnet.config import Config, Tta
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
 from budgetnet.errors import CheckpointError, ConfigError, FolderError, Interrupted, TrainingError, WriteError
 from budgetnet.folder import hold
+from budgetnet.inputs import progressive_size
 from budgetnet.progress import Progress
 from budgetnet.recipe import load_recipe
 from budgetnet.recorder import Recorder, send_results

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetnet import advice, cache, checkpoint, data, draws, memory, models, optim, start
-from budgetnet.augment import Augment, normalize, resize
+from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.distributed import Group, Part
 from budgetnet.errors import CheckpointError, TrainingError
+from budgetnet.inputs import normalize, resize
 from budgetnet.mixing import REACH, mix
 from budgetnet.policies import jensen_shannon
 
