@@ -81,6 +81,7 @@ ORDER = [
     "compare",
     "compare_page",
     "compress",
+    "candidates",
     "fit",
     "space",
     "standings",
