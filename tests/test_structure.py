@@ -87,6 +87,7 @@ ORDER = [
     "standings",
     "studies",
     "sweep",
+    "demo",
     "guard",
     "serve",
     "ui",
