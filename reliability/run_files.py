@@ -22,7 +22,7 @@ import mutations
 import torch
 from trials import Trial, each
 
-from budgetnet import ablate, checkpoint, fit, metrics, models, predict, runs, store
+from budgetnet import ablate, candidates, checkpoint, fit, metrics, models, predict, runs, store
 from budgetnet.config import Config, ModelConfig, StageConfig, to_yaml
 from budgetnet.plainyaml import parse_yaml
 from budgetnet.recipe import load_recipe
@@ -102,9 +102,9 @@ def _studies(folder: Path) -> Trial:
 
 
 def _fits(folder: Path) -> Trial:
-    request = fit.Request(budget=12_000, recipe=fit.default_recipe("digits"), families=("preact",))
+    request = candidates.Request(budget=12_000, recipe=candidates.default_recipe("digits"), families=("preact",))
     asked = json.loads(json.dumps({**asdict(request), "classes": 10}))
-    rows = [asdict(candidate) for candidate in fit.propose(request, 10)]
+    rows = [asdict(candidate) for candidate in candidates.propose(request, 10)]
     content = {"request": asked, "hardware": {}, "candidates": rows}
     place = folder / "fit.json"
 

@@ -103,7 +103,7 @@ GROUPS = (
         "Experiments",
         "whole trainings, and many of them",
         (
-            *("api", "ablate", "compare", "compare_page", "compress", "fit"),
+            *("api", "ablate", "compare", "compare_page", "compress", "candidates", "fit"),
             *("space", "studies", "standings", "sweep"),
         ),
         row=8,
@@ -116,7 +116,7 @@ GROUPS = (
         row=8,
         columns=(6, 8),
     ),
-    Group("Servers", "pages for a browser", ("guard", "serve", "ui"), row=8, columns=(9, 11)),
+    Group("Servers", "pages for a browser", ("demo", "guard", "serve", "ui"), row=8, columns=(9, 11)),
     Group("Commands", "the program budgetnet", ("cli",), row=9),
 )
 ORDER = [module for group in GROUPS for module in group.modules]

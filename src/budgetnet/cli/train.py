@@ -9,13 +9,18 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from budgetnet import launcher
 from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
 from budgetnet.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from jsonargparse import ArgumentParser
+
+    from budgetnet.config import Config
     from budgetnet.progress import Progress
 
 
@@ -37,10 +42,35 @@ def run(arguments: list[str]) -> int:
 
 def _prepare(arguments: list[str]) -> Callable[[], int]:
     """Read the options; what is to be done then."""
+    from budgetnet.config import to_yaml
+    from budgetnet.recipe import run_folder
+
+    parser = _parser()
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        return lambda: 0
+    arguments, fit_memory = without_auto_batch(arguments)
+    config, options = _parse(parser, arguments)
+    if options.print_config:
+        print(to_yaml(config), end="")
+        return lambda: 0
+    if not options.output and launcher.restarts()[1]:
+        raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
+    if options.devices > 1 and fit_memory:
+        raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
+    run = Path(options.output) if options.output else run_folder(Path(options.recipe_file))
+    if options.devices > 1:
+        command = ["train", *arguments, "--devices", "1", "--output", str(run)]
+        return partial(launcher.launch, command, options.devices)
+    progress = progress_on(options.json or options.quiet, sys.stdout)
+    return partial(_run_training, config, options, run, progress, fit_memory)
+
+
+def _parser() -> ArgumentParser:
+    """The options of `train`: its own, and every key of a recipe."""
     import jsonargparse
 
-    from budgetnet.config import to_yaml
-    from budgetnet.recipe import add_options, parse_options, run_folder
+    from budgetnet.recipe import add_options
 
     parser = jsonargparse.ArgumentParser(
         prog="budgetnet train",
@@ -71,10 +101,17 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_options(parser)
-    if "--help" in arguments or "-h" in arguments:
-        parser.print_help()
-        return lambda: 0
-    arguments, fit_memory = without_auto_batch(arguments)
+    return parser
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> tuple[Config, Namespace]:
+    """The recipe, or that of the run that is resumed, under the options of a command line.
+
+    Raises:
+        ConfigError: there is no recipe, no run, or an option is out of range.
+    """
+    from budgetnet.recipe import parse_options
+
     config, options = parse_options(parser, arguments)
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
@@ -89,19 +126,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
     if options.devices < 1:
         raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
-    if options.print_config:
-        print(to_yaml(config), end="")
-        return lambda: 0
-    if run is None and launcher.restarts()[1]:
-        raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
-    if options.devices > 1 and fit_memory:
-        raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
-    run = run or run_folder(Path(options.recipe_file))
-    if options.devices > 1:
-        command = ["train", *arguments, "--devices", "1", "--output", str(run)]
-        return partial(launcher.launch, command, options.devices)
-    progress = progress_on(options.json or options.quiet, sys.stdout)
-    return partial(_run_training, config, options, run, progress, fit_memory)
+    return config, options
 
 
 def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
@@ -115,7 +140,7 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
     return arguments, False
 
 
-def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
+def _run_training(config: Config, options: Namespace, run: Path, progress: Progress, fit_memory: bool) -> int:
     from budgetnet import api, distributed
     from budgetnet.progress import Mute, summary_lines
 
@@ -159,7 +184,7 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
     return 0
 
 
-def _resume_command(run: Path, options: Any) -> str:
+def _resume_command(run: Path, options: Namespace) -> str:
     here = launcher.local_size() == launcher.size()  # else each machine has a command of its own
     again = [*([] if here else ["torchrun", "...", "-m"]), "budgetnet", "train", "--resume", "--output", str(run)]
     again += ["--data", options.data] if options.data else []
