@@ -29,8 +29,11 @@ class Evidence:
 
     run: Run
     folder: Path | None
+    """Where to look for the data, as `--data`; None is the usual places."""
     given: Dataset | None
+    """The data, where it was read already."""
     device: torch.device
+    """On which the network computes, if it has to."""
 
     @cached_property
     def classifier(self) -> Classifier | str:

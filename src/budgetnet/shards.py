@@ -36,9 +36,11 @@ class Layout:
     """Which shards a folder holds."""
 
     root: Path
+    """The folder."""
     train: tuple[str, ...]
     """Names relative to `root`, in natural order: train/*.tar and train*.tar, or the same of .parquet."""
     test: tuple[str, ...]
+    """The same of the test set."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +63,9 @@ class Index:
     """What there is in the shards, but for the pixels."""
 
     layout: Layout
+    """The shards."""
     classes: tuple[str, ...]
+    """Names, in the order of the labels."""
     groups: tuple[tuple[int, ...], ...]
     """Of each shard, how many images it holds: of each row group of a Parquet file, or of all of a tar file."""
     table: np.ndarray[Any, np.dtype[np.int64]]
