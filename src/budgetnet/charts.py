@@ -89,7 +89,11 @@ class Difference:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`."""
+    """Round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`.
+
+    Raises:
+        ValueError: either end is not finite.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"the range is {low} to {high}, expected finite numbers")
     if high <= low:

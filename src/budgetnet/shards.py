@@ -82,7 +82,11 @@ class Index:
         return torch.from_numpy(self.table[:, 0].copy())
 
     def name(self, image: int) -> str:
-        """Where an image is, in words."""
+        """Where an image is, in words: its shard, and its member or row.
+
+        Raises:
+            IndexError: there are fewer images.
+        """
         for shard, groups in zip(self.layout.names, self.groups, strict=True):
             if image < sum(groups):
                 start = self.table[image + self._before(shard), 1]
