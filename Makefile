@@ -30,7 +30,7 @@ lint: $(INSTALLED) ## style, and the form of the code
 types: $(INSTALLED) ## types
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## put the code into its form, and mend of its style what needs no thought
+format: $(INSTALLED) ## put the code into its form, and fix of its style what can be fixed automatically
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 

@@ -195,7 +195,7 @@ def is_model(path_or_name: str | Path) -> bool:
 
 
 def is_narrowed(weight: Tensor) -> bool:
-    """Whether a weight is kept in 16 bits where weights are."""
+    """Whether a weight is kept in 16 bits where weights are: those in float32 with two dimensions or more."""
     return weight.dtype == torch.float32 and weight.ndim > 1
 
 
@@ -449,7 +449,12 @@ def _repacked(content: bytes) -> bytes:
 
 
 def digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, as hexadecimal digits, over all that a model file means, however it is laid out."""
+    """SHA-256, as 64 hexadecimal digits, over all that a model file means, however it is laid out.
+
+    Args:
+        metadata: texts by name.
+        tensors: by key, of any shape, dtype and device; dtypes and shapes count too.
+    """
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()

@@ -51,6 +51,7 @@ class Demo:
     """From uint8 images (n, 3, image_size, image_size) to probabilities (n, classes), each row a function of its image
     alone; called from several threads at once."""
     examples: Sequence[Example] = ()
+    """Pictures to try it on."""
     source: str = "drawn"
     """What the examples are: "drawn", or the data set whose test images they are."""
 
@@ -70,15 +71,15 @@ class Milliseconds(BaseModel):
     """Where the time went, without waiting and without the network between client and server."""
 
     reading: float = Field(description="decoding the picture and resizing it")
-    corrupting: float
-    network: float
+    corrupting: float = Field(description="turning, brightening, blurring and noise")
+    network: float = Field(description="its forward pass")
 
 
 class ClassProbability(BaseModel):
     """One class of the model."""
 
-    class_: str = Field(serialization_alias="class")
-    probability: float = Field(ge=0, le=1)
+    class_: str = Field(serialization_alias="class", description="its name")
+    probability: float = Field(ge=0, le=1, description="that the network gives it")
 
 
 class Prediction(BaseModel):
@@ -88,44 +89,44 @@ class Prediction(BaseModel):
     label: int = Field(description="its place among the model's classes")
     probabilities: list[ClassProbability] = Field(description="of all classes, in the model's order")
     picture: str = Field(description="what the network saw, as the data URL of a PNG")
-    milliseconds: Milliseconds
+    milliseconds: Milliseconds = Field(description="what it took")
 
 
 class Attention(BaseModel):
     """Where the network looks."""
 
     class_: str = Field(serialization_alias="class", description="the most probable class, which the map is about")
-    label: int
+    label: int = Field(description="its place among the model's classes")
     probability: float = Field(description="with nothing hidden")
     falls: list[list[float]] = Field(
         description="for each row and column of pixels, how much that probability falls when a grey window of a "
         "quarter of the side covers the pixel, on average over the windows that do"
     )
-    milliseconds: Milliseconds
+    milliseconds: Milliseconds = Field(description="what it took")
 
 
 class Curve(BaseModel):
     """How one corruption changes the probability of a class."""
 
-    settings: list[float]
-    probabilities: list[float]
+    settings: list[float] = Field(description="of the corruption, as in `Strengths`")
+    probabilities: list[float] = Field(description="of the class, at each setting")
 
 
 class Curves(BaseModel):
     """How each corruption alone changes the probability of the class that the network sees in the picture as it is."""
 
-    class_: str = Field(serialization_alias="class")
-    label: int
+    class_: str = Field(serialization_alias="class", description="that class")
+    label: int = Field(description="its place among the model's classes")
     curves: dict[str, Curve] = Field(description="by corruption; noise and blur for images of 32x32 pixels only")
-    milliseconds: Milliseconds
+    milliseconds: Milliseconds = Field(description="what it took")
 
 
 class Slider(BaseModel):
     """The range of a corruption, from which `Strengths` takes its numbers."""
 
-    low: float
-    high: float
-    step: float
+    low: float = Field(description="least setting")
+    high: float = Field(description="largest setting")
+    step: float = Field(description="between two settings")
 
 
 def corrupt(image: Tensor, strengths: Strengths) -> Tensor:

@@ -120,7 +120,7 @@ class Group:
         return flags
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the processes; they are changed."""
+        """The sum of `values` (any shape, the same in all processes) over the processes; they are changed."""
         return values
 
     def lead(self, make: Callable[[], T]) -> T:

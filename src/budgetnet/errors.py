@@ -8,7 +8,7 @@ _LONGEST = 2_000
 
 
 class BudgetnetError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     Args:
         message: what is wrong. Whatever of a file it repeats, it ends as one line of at most 2,000 characters (the

@@ -283,7 +283,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose predicted class is given a probability in (low, high]; the first bin has 0 too."""
+    """How many `images` have a probability of their predicted class in (low, high]; the first bin has 0 too."""
 
     low: float
     high: float

@@ -29,8 +29,11 @@ class Evidence:
 
     run: Run
     folder: Path | None
+    """Where to look for the data, as `--data`; None is the usual places."""
     given: Dataset | None
+    """The data, where it was read already."""
     device: torch.device
+    """On which the network computes, if it has to."""
 
     @cached_property
     def classifier(self) -> Classifier | str:
@@ -139,7 +142,7 @@ class Evidence:
         return Judged(images=self.images[0], labels=self.images[1], probabilities=probabilities, classes=self.classes)
 
     def predict(self, images: Tensor, tta: Any = "none") -> Tensor:
-        """Logits as the run itself computes them; needs the classifier."""
+        """float32 logits (n, classes) of uint8 images (n, c, h, w) as the run computes them; needs the classifier."""
         assert isinstance(self.classifier, Classifier)
         network = self.classifier.network.to(self.device)
         if self.run.option("channels_last", bool):

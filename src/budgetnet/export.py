@@ -51,16 +51,20 @@ class Latency:
     """Medians of so many rounds, original and file in turn; milliseconds a call, and the ratio within a round."""
 
     original: float
+    """Of PyTorch."""
     exported: float
+    """Of the file."""
     times_as_fast: float
+    """The original's time over the file's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A file, as it was loaded again, beside the original as PyTorch computes it in float32."""
+    """A file of some format, as it was loaded again, beside the original as PyTorch computes it in float32."""
 
     format: Format
     precision: Precision
+    """Of its weights; see `export`."""
     images: int
     """Real images that both were asked about."""
     split: str
@@ -70,7 +74,9 @@ class Comparison:
     agreement: float
     """Share of the images that both put into the same class."""
     original_accuracy: float
+    """Share of the images that the original classifies right."""
     accuracy: float
+    """The same of the file."""
     points_lost: float
     """Percentage points of accuracy that the file is worse by; below 0 where it is better."""
     original_bytes: int

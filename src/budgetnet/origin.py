@@ -55,7 +55,7 @@ def require_classes(source: Path, classifier: Classifier, dataset: Dataset) -> N
 
 
 def known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Indices of the images that the model was trained on and chosen by; where nobody knows, of all and none."""
+    """Places (int64) of the images that the model was trained on and chosen by; where nobody knows, all and none."""
     labels = dataset.train.labels
     assert labels is not None
     if trained.get("data_checksum") != dataset.checksum:

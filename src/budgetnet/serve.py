@@ -45,13 +45,13 @@ _Result = TypeVar("_Result")
 class About(BaseModel):
     """The model, and what may be asked of it."""
 
-    model: str
-    parameters: int
-    engine: str
+    model: str = Field(description="name of its network")
+    parameters: int = Field(description="trainable ones")
+    engine: str = Field(description="what computes, as a person reads it")
     version: str = Field(description="of budgetnet")
-    classes: list[str]
-    image_size: int
-    sliders: dict[str, Slider]
+    classes: list[str] = Field(description="names, in the order of the probabilities")
+    image_size: int = Field(description="side in pixels of what the network takes")
+    sliders: dict[str, Slider] = Field(description="by corruption; those that there are for such images")
     examples: list[str] = Field(description="what each shows, in the order of /api/examples/0 and so on")
     examples_from: str = Field(description="drawn, or the data set whose test images they are")
     most_bytes: int = Field(description="of a picture")
@@ -61,7 +61,7 @@ class About(BaseModel):
 class Health(BaseModel):
     """That the server answers, and how busy it is."""
 
-    status: str
+    status: str = Field(description="ok")
     working: int = Field(description="requests that are being worked on")
     most: int = Field(description="from which on more are sent away with 503")
 
@@ -69,7 +69,7 @@ class Health(BaseModel):
 class Problem(BaseModel):
     """Why a request was refused: what was found, what was expected."""
 
-    error: str
+    error: str = Field(description="one line")
 
 
 _PROBLEM: dict[str, Any] = {"model": Problem}

@@ -116,7 +116,12 @@ def _view_weights(text: str) -> list[float] | str:
 
 
 def classifier_of(options: Namespace) -> Classifier:
-    """The model, on the device that it shall run on."""
+    """The model, on the device that it shall run on.
+
+    Raises:
+        ConfigError: the engine, the precision and the device do not go together.
+        CheckpointError: there is no such model, or it is damaged.
+    """
     if options.precision == "int8" and options.engine == "torch":
         raise ConfigError("--precision int8 is computed by ONNX Runtime: leave out --engine torch")
     on_cpu = options.engine == "onnx" or options.precision == "int8"
@@ -187,7 +192,11 @@ def logits_of(
 
 
 def check_remedies(options: Namespace) -> None:
-    """Refuse remedies that make no sense together."""
+    """Refuse remedies that make no sense together.
+
+    Raises:
+        ConfigError: names the option that is out of place or out of range.
+    """
     from budgetnet.evaluate import SHIFTS
 
     target = options.norm_statistics == "target"
@@ -217,7 +226,11 @@ def remedied(
     dataset: Dataset | None,
     trained: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], Callable[[torch.Tensor], list[torch.Tensor]]]:
-    """What is to be done at test time, and what gives the logits of images without it and after each remedy."""
+    """What is to be done at test time, and what gives the logits of images without it and after each remedy.
+
+    The function takes uint8 images (n, c, h, w) and gives float32 logits (n, classes), one tensor more than there are
+    remedies.
+    """
     stages = _Stages(options, classifier, network)
     remedies: list[dict[str, Any]] = []
     if options.view_weights is not None:
@@ -352,7 +365,17 @@ def brief(scores: Scores | Cell) -> dict[str, float]:
 
 
 def int8_cost(exact: torch.Tensor, quantized: torch.Tensor, labels: torch.Tensor, split: str) -> dict[str, Any]:
-    """What quantisation costs on these images."""
+    """What quantisation costs on these images.
+
+    Args:
+        exact: float (n, classes), logits in float32.
+        quantized: the same in int8.
+        labels: int64 (n,).
+        split: where the images are from.
+
+    Returns:
+        Both accuracies in [0, 1], percentage points lost (below 0: won), and the share of predictions that changed.
+    """
     from budgetnet import evaluate
 
     before, after = (evaluate.score(logits, labels).accuracy for logits in (exact, quantized))

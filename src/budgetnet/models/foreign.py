@@ -36,7 +36,11 @@ class TimmArchitecture:
         return 0
 
     def scaled(self, width: int) -> TimmArchitecture:
-        """Refuse: a network of timm's has one size."""
+        """Refuse: a network of timm's has one size.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(f"{PREFIX}{self.name} has one size: leave out model.width, or choose another network")
 
     def network(self, num_classes: int, image_size: int, channels: int) -> nn.Module:
