@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SEED ?= $(shell date +%s)
+MODULE ?= optim
 
-.PHONY: help demo test lint types format shuffle coverage hooks table docs box bench soak clean
+.PHONY: help demo test lint types format shuffle coverage mutants hooks table docs box bench soak clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -43,6 +44,9 @@ coverage: $(INSTALLED) ## which lines and branches no test reaches, in build/cov
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet
 	$(BIN)/coverage report --skip-covered
+
+mutants: $(INSTALLED) ## which changes of MODULE=optim no test of tests/test_optim.py notices, in minutes
+	$(BIN)/python reliability/mutants.py $(MODULE)
 
 hooks: $(INSTALLED) ## have git check style and types before a commit, and the tests before a push
 	$(PYTHON) -m venv .venv/hooks

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,12 @@ class Fault:
 
 
 def write(
-    campaign: str, command: str, faults: Sequence[Fault], seconds: float, figures: Mapping[str, str] | None = None
+    campaign: str,
+    command: str,
+    faults: Sequence[Fault],
+    seconds: float,
+    figures: Mapping[str, str] | None = None,
+    **details: Any,
 ) -> Path:
     """Write `results/reliability/CAMPAIGN.json`.
 
@@ -49,6 +55,7 @@ def write(
         faults: what was tried, in the order of the table.
         seconds: how long the campaign took.
         figures: what was measured on the way, by its name, with its unit.
+        details: what else the record holds, which the table does not show.
     """
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     record = {
@@ -60,6 +67,7 @@ def write(
         "torch": torch.__version__,
         "faults": [asdict(fault) for fault in faults],
         "figures": dict(figures or {}),
+        **details,
     }
     RECORDS.mkdir(parents=True, exist_ok=True)
     path = RECORDS / f"{campaign}.json"

@@ -22,20 +22,25 @@ from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from budgetnet import models
+from budgetnet import checkpoint, models
 from budgetnet.checkpoint import (
     REFERENCE_MEAN,
     REFERENCE_STD,
     Classifier,
+    found,
+    is_box,
+    is_model,
+    load,
     load_classifier,
     load_state,
     load_strictly,
+    located,
     save_classifier,
     save_state,
 )
 from budgetnet.config import ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.data import CIFAR10_CLASSES
-from budgetnet.errors import BudgetnetError, CheckpointError
+from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
 from budgetnet.optim import make_optimizer
 
 STAGES = [
@@ -250,6 +255,19 @@ def test_weights_in_another_memory_order_are_written_alike(tmp_path):
     made.network.to(memory_format=torch.channels_last)
     save_classifier(tmp_path / "best.safetensors", made)
     assert same_weights(load_classifier(tmp_path).network, made.network)
+
+
+def test_a_narrow_file_halves_what_has_several_dimensions_and_is_read_in_32_bits(tmp_path):
+    made = classifier(CONFIGS["residual"])
+    save_classifier(tmp_path / "best.safetensors", made, narrow=True)
+    kept = load_safetensors((tmp_path / "best.safetensors").read_bytes())
+    read = load_classifier(tmp_path).network.state_dict()
+    for key, value in made.network.state_dict().items():
+        expected = value.half() if value.ndim > 1 else value
+        assert kept[key].dtype == expected.dtype
+        assert torch.equal(kept[key], expected)
+        assert read[key].dtype == value.dtype
+        assert torch.equal(read[key], expected.to(value.dtype))
 
 
 def test_loading_a_classifier_draws_no_random_numbers(tmp_path):
@@ -617,6 +635,69 @@ def test_a_damaged_reference_checkpoint_is_read_or_refused_and_never_a_crash(
         path.write_bytes(damaged)
         with contextlib.suppress(CheckpointError):  # these files have no checksum: some damage cannot be told
             load_classifier(path, SMALL)
+
+
+# ------------------------------------------------------------------------------------------------------- names
+
+
+def test_a_name_means_what_stands_there_else_the_run_of_that_name_and_else_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert found("first") is None
+    with pytest.raises(CheckpointError, match=r"^first cannot be read: No such file or directory, nor is there runs/f"):
+        located("first")
+    pathlib.Path("runs", "first").mkdir(parents=True)
+    assert located("first") == found("first") == pathlib.Path("runs/first")
+    pathlib.Path("first").touch()
+    assert located("first") == found("first") == pathlib.Path("first")
+
+
+def test_box_means_the_model_that_budgetnet_brings_if_it_brings_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert located("box") == checkpoint.box()
+    assert is_box("box")
+    assert is_box(checkpoint.box())
+    assert not is_box("first")
+    assert load().provenance == load("box").provenance == load(checkpoint.box()).provenance
+    monkeypatch.setattr(checkpoint, "BOX", "no such box")
+    assert not is_box("box")
+    with pytest.raises(CheckpointError, match=r"^this copy of budgetnet brings no model \(.*no such box holds none\)"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "last.ckpt", "old.pth", "m.pt"])
+def test_a_file_looks_like_a_model_by_its_name(tmp_path, name):
+    assert not is_model(tmp_path / name)
+    (tmp_path / name).touch()
+    assert is_model(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "model.safetensors"])
+def test_a_folder_looks_like_a_model_by_what_it_holds(tmp_path, name):
+    (tmp_path / "photo.png").touch()
+    assert not is_model(tmp_path)
+    assert not is_model(tmp_path / "photo.png")
+    (tmp_path / name).touch()
+    assert is_model(tmp_path)
+
+
+def test_what_is_not_there_looks_like_a_model_if_it_is_a_run_or_the_box(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_model("box")
+    assert not is_model("first")
+    pathlib.Path("runs", "first").mkdir(parents=True)
+    assert is_model("first")
+
+
+def test_a_model_is_loaded_by_path_or_by_the_name_of_its_run_onto_a_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("runs", "first").mkdir(parents=True)
+    made = classifier(TINY)
+    save_classifier(pathlib.Path("runs/first/best.safetensors"), made)
+    for name in ("first", "runs/first/best.safetensors"):
+        assert same_weights(load(name, device="cpu").network, made.network)
+    assert load(reference_file(tmp_path / "c.pth", reference_network()), model=SMALL).image_size == 32
+    with pytest.raises(ConfigError, match="cuda:99"):
+        load("first", device="cuda:99")
 
 
 # ------------------------------------------------------------------------------------------------- atomicity
