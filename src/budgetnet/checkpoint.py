@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from budgetnet import config as configuration
 from budgetnet import devices, models
+from budgetnet.cifar import CIFAR10_CLASSES
 from budgetnet.classifier import Classifier as Classifier
 from budgetnet.config import RUNS, ModelConfig
-from budgetnet.data import CIFAR10_CLASSES
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
 from budgetnet.files import atomic_write
 from budgetnet.pickles import rehearse

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from budgetnet import data, devices, engine, models
+from budgetnet import data, devices, engine, models, splits
 from budgetnet.checkpoint import has_type
 from budgetnet.config import (
     AugmentConfig,
@@ -234,7 +234,7 @@ def measure_speed(config: Config, dataset: data.Dataset, device: torch.device, s
     """Images a second of training, from a few steps after two that warm up."""
     labels = dataset.train.labels
     assert labels is not None
-    indices, _ = data.split(labels, config.val_size, config.split_seed, config.train_size)
+    indices, _ = splits.split(labels, config.val_size, config.split_seed, config.train_size)
     training = Training(
         replace(config, precision=devices.precision(config.precision, device)), dataset, indices, device
     )
