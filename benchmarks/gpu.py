@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from budgetnet import data, devices
+from budgetnet import data, devices, splits
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
@@ -42,7 +42,7 @@ class Stepper:
         if config.compile:
             self.training.forward = torch.compile(self.training.network)
         self.training.network.train()
-        self.batches = data.batches(indices.to(device), config.batch_size)
+        self.batches = splits.batches(indices.to(device), config.batch_size)
         self.size = dataset.train.images.shape[-1]
 
     def steps(self, n: int) -> float:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import __version__ as version
-from budgetnet import checkpoint, data, devices, evaluate, export, hub, masking, origin, robustness, runs, shift
+from budgetnet import checkpoint, data, devices, evaluate, export, hub, masking, origin, robustness, runs, shift, splits
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
@@ -173,7 +173,7 @@ def some_test_images(dataset: Dataset, limit: int | None) -> tuple[Tensor, Tenso
     assert labels is not None
     chosen = torch.arange(len(labels))
     if limit is not None and limit < len(labels):
-        _, chosen = data.split(labels, limit, 0)
+        _, chosen = splits.split(labels, limit, 0)
     return dataset.test.images[chosen], labels[chosen], chosen
 
 

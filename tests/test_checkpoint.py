@@ -38,8 +38,8 @@ from budgetnet.checkpoint import (
     save_classifier,
     save_state,
 )
+from budgetnet.cifar import CIFAR10_CLASSES
 from budgetnet.config import ModelConfig, OptimizerConfig, StageConfig
-from budgetnet.data import CIFAR10_CLASSES
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
 from budgetnet.optim import make_optimizer
 

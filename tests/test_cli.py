@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from budgetnet import checkpoint, data, devices, engine, evaluate, models, shift
+from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, models, shift, splits
 from budgetnet.cli import main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
@@ -169,7 +169,7 @@ def test_int8_is_calibrated_on_images_that_the_model_was_trained_on_alone(home, 
     assert main(["evaluate", "run", "--split", "val", "--precision", "int8", "--json"]) == 0
     best = checkpoint.load_classifier(home / "run")
     config, images = best.provenance["config"], data.load("digits", None).train
-    trained, _ = data.split(images.labels, config["val_size"], config["split_seed"])
+    trained, _ = splits.split(images.labels, config["val_size"], config["split_seed"])
     allowed = {x.numpy().tobytes() for x in normalize(images.images[trained], best.mean, best.std)}
     assert len(seen) == 512
     assert all(image.numpy().tobytes() in allowed for image in seen)
@@ -208,7 +208,7 @@ def test_validation_images_are_corrupted_by_their_place_in_the_training_set_and_
 
     best, train = checkpoint.load_classifier(home / "run"), data.load("digits", None).train
     config = best.provenance["config"]
-    _, chosen = data.split(train.labels, config["val_size"], config["split_seed"])
+    _, chosen = splits.split(train.labels, config["val_size"], config["split_seed"])
     noisy = shift.corrupt(train.images[chosen], "gaussian_noise", 5, indices=chosen)
     scores = evaluate.score(evaluate.predict_logits(best.network, noisy, best.mean, best.std), train.labels[chosen])
     cell = result["corruptions"]["gaussian_noise"]["5"]
@@ -535,7 +535,7 @@ def tiny_cifar10(folder: Path, images: int = 4) -> None:
         pixels = rng.integers(0, 256, (images, 3072), np.uint8)
         labels = [int(x) for x in rng.integers(0, 9, images)]
         (batches / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
-    names = [name.encode() for name in data.CIFAR10_CLASSES]
+    names = [name.encode() for name in cifar.CIFAR10_CLASSES]
     meta = {b"label_names": names, b"num_cases_per_batch": images}
     (batches / "batches.meta").write_bytes(pickle.dumps(meta))
 
@@ -561,7 +561,7 @@ def test_official_corrupted_images_and_new_test_sets_are_read_and_said_to_be(tmp
     best = checkpoint.Classifier(
         network=models.build(model, 10),
         model=model,
-        classes=data.CIFAR10_CLASSES,
+        classes=cifar.CIFAR10_CLASSES,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
         image_size=32,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_candidates import FAMILIES, RECIPE, request
 
-from budgetnet import candidates, checkpoint, cli, data, evaluate, fit, models
+from budgetnet import candidates, checkpoint, cli, data, evaluate, fit, models, splits
 from budgetnet.config import ModelConfig, to_yaml
 from budgetnet.errors import ConfigError
 from budgetnet.recipe import load_recipe
@@ -140,7 +140,7 @@ def test_an_accuracy_of_a_fit_is_that_of_the_run_on_the_validation_split(fitted)
     rows = json.loads((fitted / "fit.json").read_text())["candidates"]
     run = fitted / "runs" / f"{rows[0]['name'].replace(' ', '_')}-{rows[0]['epochs']}"
     best, digits = checkpoint.load_classifier(run), data.load("digits", None)
-    chosen = data.split(digits.train.labels, RECIPE.val_size, RECIPE.split_seed)[1]
+    chosen = splits.split(digits.train.labels, RECIPE.val_size, RECIPE.split_seed)[1]
     logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
     assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == rows[0]["accuracies"][-1]
 

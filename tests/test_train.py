@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from budgetnet import checkpoint, data, evaluate, models
+from budgetnet import checkpoint, data, evaluate, models, splits
 from budgetnet.cli import main
 from budgetnet.config import (
     AugmentConfig,
@@ -211,7 +211,7 @@ def test_the_kept_weights_have_the_best_validation_accuracy_of_all_epochs(whole)
     assert summary["final"]["best_epoch"] == accuracies.index(max(accuracies)) + 1
     best = checkpoint.load_classifier(whole)
     digits = data.load("digits", None)
-    chosen = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)[1]
+    chosen = splits.split(digits.train.labels, TINY.val_size, TINY.split_seed)[1]
     logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
     assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == max(accuracies)
 
@@ -474,13 +474,13 @@ def test_the_equal_average_is_of_the_epochs_of_its_share_with_the_statistics_of_
         {key: found[key] for key in trained}, {key: (after[1][key] + after[2][key]) / 2 for key in trained}
     )
     digits = data.load("digits", None)
-    indices = data.split(digits.train.labels, config.val_size, config.split_seed)[0]
+    indices = splits.split(digits.train.labels, config.val_size, config.split_seed)[0]
     network = a_training(config).network.train()
     network.load_state_dict(found)
-    images = digits.train.images[indices[data.epoch_order(len(indices), config.seed, 0)]]
+    images = digits.train.images[indices[splits.epoch_order(len(indices), config.seed, 0)]]
     sums = torch.zeros(8)
     with torch.no_grad():
-        for batch in data.batches(images, config.batch_size):
+        for batch in splits.batches(images, config.batch_size):
             pixels = (batch.float() / 255 - torch.tensor(digits.mean).view(3, 1, 1)) / torch.tensor(digits.std).view(
                 3, 1, 1
             )
@@ -995,7 +995,7 @@ def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_not
     monkeypatch.setattr(Training, "loss", noted)
     config = replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1)
     summary = run(config, tmp_path / "run")
-    _, held_out = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)
+    _, held_out = splits.split(digits.train.labels, TINY.val_size, TINY.split_seed)
     everything = set(range(len(digits.train) + len(digits.test)))
     assert sorted(torch.cat(seen).tolist()) == sorted(everything - set(held_out.tolist()))
     assert summary["test"] == {}

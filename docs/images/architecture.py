@@ -51,7 +51,7 @@ GROUPS = (
         "files as images and labels",
         (
             *("pickles", "arrays", "download", "decoding", "tarballs", "tables", "workers", "cache", "images"),
-            *("shards", "cifar", "audit", "data"),
+            *("shards", "cifar", "audit", "splits", "sources", "data", "verification"),
         ),
         row=2,
         columns=(0, 3),

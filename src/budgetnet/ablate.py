@@ -286,7 +286,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
 
     It is kept in the run's folder, with what it is of, as measuring takes about as long as a short training.
     """
-    from budgetnet import checkpoint, data, evaluate, robustness, shift
+    from budgetnet import checkpoint, data, evaluate, robustness, shift, splits
     from budgetnet.runs import read_mapping
 
     config, classifier = job.config, checkpoint.load_classifier(job.run)
@@ -297,8 +297,8 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
         return float(before["accuracy"])
     images = data.load(config.dataset, folder, config.image_size).train
     assert images.labels is not None
-    _, held_out = data.split(images.labels, config.val_size, config.split_seed)
-    chosen = held_out[data.split(images.labels[held_out], job.shift, 0)[1]] if job.shift < len(held_out) else held_out
+    _, held_out = splits.split(images.labels, config.val_size, config.split_seed)
+    chosen = held_out[splits.split(images.labels[held_out], job.shift, 0)[1]] if job.shift < len(held_out) else held_out
     clean, labels = images.images[chosen], images.labels[chosen]
     (scores,) = robustness.measure(
         lambda pixels: [evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std)],

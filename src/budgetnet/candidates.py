@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from budgetnet import data, devices, engine, models
+from budgetnet import data, devices, engine, models, splits
 from budgetnet.config import (
     AugmentConfig,
     Config,
@@ -219,7 +219,7 @@ def measure_latency(model: ModelConfig, num_classes: int, image_size: int) -> fl
 
 def measure_speed(config: Config, dataset: data.Dataset, device: torch.device, steps: int = 3) -> float:
     """Images a second of training, from a few steps after two that warm up."""
-    indices, _ = data.split(dataset.train.targets, config.val_size, config.split_seed, config.train_size)
+    indices, _ = splits.split(dataset.train.targets, config.val_size, config.split_seed, config.train_size)
     training = Training(
         replace(config, precision=devices.precision(config.precision, device)), dataset, indices, device
     )

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import devices, models
+from budgetnet.cifar import CIFAR10_CLASSES
 from budgetnet.classifier import Classifier as Classifier
 from budgetnet.config import ModelConfig, model_from_dict
-from budgetnet.data import CIFAR10_CLASSES
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
 from budgetnet.files import atomic_write
 from budgetnet.pickles import rehearse

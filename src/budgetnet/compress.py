@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budgetnet import api, checkpoint, data, devices, evaluate, models, origin, runs, start
+from budgetnet import api, checkpoint, data, devices, evaluate, models, origin, runs, splits, start
 from budgetnet.checkpoint import WEIGHTS
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config, DistillConfig, ModelConfig
@@ -223,7 +223,7 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
     start.load(network, config, dataset)
     labels = dataset.train.labels
     assert labels is not None
-    _, held_out = data.split(labels, config.val_size, config.split_seed, config.train_size)
+    _, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)
     logits = evaluate.predict_logits(network.eval(), dataset.train.images[held_out], dataset.mean, dataset.std)
     return evaluate.score(logits, labels[held_out]).accuracy
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from budgetnet import checkpoint, evaluate
+from budgetnet import checkpoint, evaluate, splits
 from budgetnet import data as datasets
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import DatasetName
@@ -104,7 +104,7 @@ class Evidence:
             if not size:
                 return "there is no test score, and no validation images were held out: all images were trained on"
             assert dataset.train.labels is not None
-            _, held = datasets.split(dataset.train.labels, size, seed or 0)
+            _, held = splits.split(dataset.train.labels, size, seed or 0)
             shown = datasets.Images(dataset.train.images[held], dataset.train.labels[held])
         assert shown.labels is not None
         return shown.images, shown.labels

@@ -197,7 +197,7 @@ def _chosen(
     source: Path, dataset: Dataset, trained: dict[str, Any], split: str | None, limit: int | None
 ) -> tuple[Tensor, Tensor, str]:
     """The images to compare with, uint8 (n, c, h, w), their labels, and of which split they are."""
-    from budgetnet import data
+    from budgetnet import splits
 
     _, validation = origin.known_split(dataset, trained)
     split = split or ("val" if len(validation) else "test")
@@ -209,7 +209,7 @@ def _chosen(
     if limit is not None and limit < len(indices):
         if limit < 1:
             raise ConfigError(f"--limit is {limit}, expected 1 or more images")
-        indices = indices[data.split(images.labels[indices], limit, 0)[1]]
+        indices = indices[splits.split(images.labels[indices], limit, 0)[1]]
     return images.images[indices], images.labels[indices], split
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from budgetnet import data, engine
+from budgetnet import engine, splits
 from budgetnet.classifier import Classifier
 from budgetnet.config import DatasetName
 from budgetnet.data import Dataset
@@ -60,7 +60,7 @@ def known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[Tensor, Tens
     assert labels is not None
     if trained.get("data_checksum") != dataset.checksum:
         return torch.arange(len(labels)), torch.arange(0)
-    return data.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
+    return splits.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
 
 
 def some_of(indices: Tensor, n: int) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs
+from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs, splits
 from budgetnet.config import Config, Tta
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
@@ -102,7 +102,7 @@ def train(
     if fit_memory and not resume:
         config = replace(config, batch_size=fitting_batch(config, dataset, train_indices, device))
         progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
-    group.require(config, min(map(len, data.batches(train_indices, config.batch_size))))
+    group.require(config, min(map(len, splits.batches(train_indices, config.batch_size))))
     training = Training(config, dataset, train_indices, device, group)
     with hold(run, progress.warn) if group.leader else contextlib.nullcontext() as place:
         if place and not resume:
@@ -163,7 +163,7 @@ def _left_to_do(config: Config, run: Path, test: bool, resume: bool) -> dict[str
 
 def _split(config: Config, loaded: Dataset, progress: Progress) -> tuple[Dataset, Tensor, Tensor]:
     """What is trained on, and the places in it of the images that are trained on and of those held out."""
-    train, val = data.split(loaded.train.targets, config.val_size, config.split_seed, config.train_size)
+    train, val = splits.split(loaded.train.targets, config.val_size, config.split_seed, config.train_size)
     dataset = loaded
     if config.train_on_test:
         train = torch.cat([train, torch.arange(len(loaded.test)) + len(loaded.train)])
@@ -208,13 +208,13 @@ def _fit(
     look = not _LOOK_EVERY[device.type]
 
     while at.epoch < config.epochs and not (patience and at.best_epoch and at.epoch - at.best_epoch >= patience):
-        order = training.indices[data.epoch_order(len(training.indices), config.seed, at.epoch)].to(device)
+        order = training.indices[splits.epoch_order(len(training.indices), config.seed, at.epoch)].to(device)
         training.network.train()
-        for batch in data.batches(order, config.batch_size)[at.step :]:
+        for batch in splits.batches(order, config.batch_size)[at.step :]:
             started = time.monotonic()
             done = (at.epoch * training.steps + at.step) / (config.epochs * training.steps)
             size = progressive_size(config.progressive, done, training.images.shape[-1])
-            seed = data.step_seed(config.seed, at.epoch, at.step)
+            seed = splits.step_seed(config.seed, at.epoch, at.step)
             compute = partial(training.gradient, batch, seed, size, strong=done < config.augment.until)
             training.note(len(batch), *compute())
             if look:

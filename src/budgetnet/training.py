@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet import advice, cache, checkpoint, data, draws, memory, models, optim, start
+from budgetnet import advice, cache, checkpoint, draws, memory, models, optim, splits, start
 from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.data import Dataset
@@ -97,7 +97,7 @@ class Training:
             network.initialize(normalize(sample, dataset.mean, dataset.std))
         self.start = start.load(network, config, dataset) if config.start is not None else None
         self.config, self.device, self.group = config, device, group or Group()
-        self.indices, self.steps = train_indices, len(data.batches(train_indices, config.batch_size))
+        self.indices, self.steps = train_indices, len(splits.batches(train_indices, config.batch_size))
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.group.connect(self.network, config)
@@ -307,7 +307,7 @@ class Training:
         if not self.average or self.config.epochs - self.at.epoch >= self.config.swa * self.config.epochs:
             return
         self.average.update(self.candidates["raw"])
-        order = data.epoch_order(len(self.indices), self.config.seed, 0)
+        order = splits.epoch_order(len(self.indices), self.config.seed, 0)
         chosen = self.indices[order[:_NORM_IMAGES]].to(self.device)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
@@ -317,7 +317,7 @@ class Training:
                     normalize(self.images[batch], self.augment.mean, self.augment.std).contiguous(
                         memory_format=self.layout
                     )
-                    for batch in data.batches(chosen, self.config.batch_size)
+                    for batch in splits.batches(chosen, self.config.batch_size)
                 ),
             )
 

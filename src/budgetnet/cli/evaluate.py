@@ -190,14 +190,14 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
 
 def _limited(images: Images, options: Namespace) -> Images:
     """Some of the images, the same each time, each class in its share."""
-    from budgetnet import data
+    from budgetnet import data, splits
 
     if options.limit is None or options.limit == len(images):
         return images
     if not 1 <= options.limit <= len(images):
         raise ConfigError(f"--limit is {options.limit:,}, expected 1 to {len(images):,}, the images that there are")
     assert images.labels is not None
-    _, chosen = data.split(images.labels, options.limit, 0)
+    _, chosen = splits.split(images.labels, options.limit, 0)
     ids = None if images.ids is None else images.ids[chosen]
     return data.Images(images.images[chosen], images.labels[chosen], ids)
 
