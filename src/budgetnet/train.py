@@ -93,16 +93,15 @@ def train(
         if group.leader:
             tidy_up(config, run, summary, track, progress)
         return summary
-    with group.in_turn():
-        loaded = data.load(
-            config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode
-        )
+
+    loaded = _load(config, folder, group, progress)
     dataset, train_indices, val_indices = _split(config, loaded, progress)
     if fit_memory and not resume:
         config = replace(config, batch_size=fitting_batch(config, dataset, train_indices, device))
         progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
     group.require(config, min(map(len, data.batches(train_indices, config.batch_size))))
     training = Training(config, dataset, train_indices, device, group)
+
     with hold(run, progress.warn) if group.leader else contextlib.nullcontext() as place:
         if place and not resume:
             require_new(run)  # another may have been here in the meantime
@@ -151,6 +150,14 @@ def _nothing_left(config: Config, run: Path, test: bool, resume: bool) -> dict[s
         return None
     require_resumable(config, run)
     return finished(config, run, test)
+
+
+def _load(config: Config, folder: Path | None, group: Group, progress: Progress) -> Dataset:
+    """The data, which one process on each machine fetches and decodes, and the others find."""
+    with group.in_turn():
+        return data.load(
+            config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode
+        )
 
 
 def _split(config: Config, loaded: Dataset, progress: Progress) -> tuple[Dataset, Tensor, Tensor]:
@@ -295,11 +302,13 @@ def _validate(
 ) -> tuple[str, dict[str, float]]:
     """Which of the candidates is best after an epoch, and what metrics.csv says of it; nothing, without images.
 
+    A weight average is kept unless the raw weights do better, as they may early on, while it lags behind.
+
     Raises:
         TrainingError: weights or logits are not finite.
     """
     candidates = training.candidates
-    kept = next(iter(candidates))
+    kept = next(iter(candidates))  # of equals, and where nothing is validated
     if wrong := training.wrong(candidates[kept]):
         raise TrainingError(advice.diverged(f"after epoch {training.at.epoch}, {wrong}", training.config, rate))
     if not len(images):
