@@ -1,4 +1,8 @@
-"""What a training leaves behind: its run folder, which is the source of truth, and the copy of it in MLflow."""
+"""What a training leaves behind: its run folder, which is the source of truth, and the copy of it in MLflow.
+
+The loop calls `begin`, within an epoch `checkpoint` where one is due, after it `keep` where it is the best so far and
+`epoch`; `complete` or `fail` is the end.
+"""
 
 from __future__ import annotations
 
