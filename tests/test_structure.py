@@ -1,5 +1,7 @@
-"""Imports follow the flow of the data, and nothing heavy is imported before it is needed."""
+"""Imports follow the flow of the data, nothing heavy is imported before it is needed, and what is long says why."""
 
+import ast
+import re
 import sys
 from pathlib import Path
 
@@ -62,3 +64,44 @@ def test_an_arrow_that_others_imply_is_left_out():
                 reached.add(group.title)
         assert other not in reached, f"{one} leads to {other} anyway"
     assert {after for _, after in shown} == {group.title for group in architecture.GROUPS[1:]}
+
+
+MODULE, FUNCTION = 500, 60  # lines at most
+
+
+def too_long(text: str) -> list[str]:
+    """What of a file has too many lines, a function's docstring not counted, and does not say why: `# long: REASON`."""
+    lines = text.splitlines()
+    found = [f"the module has {len(lines)} lines"] if len(lines) > MODULE and not excused(lines[0]) else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = node.body[0] if ast.get_docstring(node) is not None else None
+            length = extent(node) - (extent(docstring) if docstring else 0)
+            if length > FUNCTION and not excused(lines[node.lineno - 1]):
+                found.append(f"{node.name} has {length} lines")
+    return found
+
+
+def extent(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def excused(line: str) -> bool:
+    return re.search(r"# long: \S", line) is not None
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_and_a_function_are_short_or_say_why_not(path):
+    assert too_long(path.read_text()) == []
+
+
+def test_what_is_too_long_would_be_noticed():
+    body = '    """One.\n\n    Two.\n    """\n' + "    x = 1\n" * 59
+    assert too_long(f"def f():\n{body}") == []
+    assert too_long(f"def f():\n{body}    x = 1\n") == ["f has 61 lines"]
+    assert too_long(f"def f():  # long: a table\n{body}    x = 1\n") == []
+    assert too_long(f"def f():  # long:\n{body}    x = 1\n") == ["f has 61 lines"]
+    assert too_long("x = 1\n" * 500) == []
+    assert too_long("x = 1\n" * 501) == ["the module has 501 lines"]
+    assert too_long("# long: a table\n" + "x = 1\n" * 500) == []
