@@ -16,9 +16,8 @@ import torch
 import yaml
 from chromium import CHROMIUM
 
-from budgetnet import config as configuration
 from budgetnet import evaluate
-from budgetnet.config import Config, ModelConfig
+from budgetnet.config import Config, ModelConfig, to_yaml
 
 # Here, and in every Python that a test starts, by the sitecustomize.py that stands there.
 no_network.install()
@@ -109,7 +108,7 @@ def parsed():
 def make_run():
     """Write the folder of a run that never was: what it reached is made up, all else is as `train` writes it."""
     network = ModelConfig(name="enhanced", width=8)
-    usual = configuration.to_yaml(Config(dataset="digits", val_size=500, model=network))
+    usual = to_yaml(Config(dataset="digits", val_size=500, model=network))
 
     def make(
         folder: pathlib.Path,

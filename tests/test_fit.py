@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetnet import checkpoint, cli, data, evaluate, fit, models
-from budgetnet import config as configuration
-from budgetnet.config import Config, ModelConfig, OptimizerConfig
+from budgetnet.config import Config, ModelConfig, OptimizerConfig, to_yaml
 from budgetnet.errors import BudgetError, ConfigError
+from budgetnet.recipe import load_recipe
 from budgetnet.training import Training
 
 RECIPE = Config(
@@ -162,7 +162,7 @@ def test_speed_is_measured_by_steps_of_the_training():
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(configuration.to_yaml(RECIPE))
+    path.write_text(to_yaml(RECIPE))
     return path
 
 
@@ -209,7 +209,7 @@ def test_an_accuracy_of_a_fit_is_that_of_the_run_on_the_validation_split(fitted)
 
 
 def test_the_winner_is_a_recipe_that_fits_the_budget_and_trains_otherwise_as_asked(fitted):
-    config = configuration.load(fitted / "winner.yaml")
+    config = load_recipe(fitted / "winner.yaml")
     winner = json.loads((fitted / "fit.json").read_text())["candidates"][0]
     with torch.device("meta"):
         assert models.count_parameters(models.build(config.model, 10, budget=config.budget)) == winner["parameters"]
@@ -329,8 +329,8 @@ def test_the_table_has_at_most_80_columns_whatever_is_in_it():
 
 
 def test_trainings_that_fail_are_told_and_lose_and_where_all_fail_so_does_the_fit(tmp_path, recipe_file, capsys):
-    broken = configuration.load(recipe_file, ["--optimizer.lr", "1e30", "--ema", "0"])
-    (tmp_path / "broken.yaml").write_text(configuration.to_yaml(broken))
+    broken = load_recipe(recipe_file, ["--optimizer.lr", "1e30", "--ema", "0"])
+    (tmp_path / "broken.yaml").write_text(to_yaml(broken))
     command = ["fit", "--budget", "12e3", "--recipe", str(tmp_path / "broken.yaml"), "--families", "preact"]
     assert cli.main([*command, "--epochs", "1", "--threads", "1"]) == 1
     err = capsys.readouterr().err

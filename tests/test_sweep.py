@@ -17,12 +17,12 @@ import torch
 import yaml
 from postgres import PASSWORD, postgres, program
 
-from budgetnet import config as configuration
 from budgetnet import space, standings, studies, sweep
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.metrics import Metrics
 from budgetnet.progress import Progress
+from budgetnet.recipe import load_recipe
 from budgetnet.space import Choice, Range
 from budgetnet.sweep import Sweep
 from budgetnet.training import Training
@@ -117,8 +117,8 @@ def test_the_best_trial_is_a_recipe_that_train_takes(tmp_path, monkeypatch, caps
     assert {row["outcome"] for row in result["trials"]} == {"finished"}
     assert result["best"] == max(result["trials"], key=lambda row: row["val_accuracy"])
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == json.loads(json.dumps(result))
-    best = configuration.load(tmp_path / "out" / "best.yaml")
-    smoke = configuration.load(SMOKE)
+    best = load_recipe(tmp_path / "out" / "best.yaml")
+    smoke = load_recipe(SMOKE)
     rate = float(result["best"]["options"]["optimizer.lr"])
     assert best == replace(smoke, optimizer=replace(smoke.optimizer, lr=rate))
     assert main(["train", str(tmp_path / "out" / "best.yaml"), "--print-config"]) == 0

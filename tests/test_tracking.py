@@ -22,11 +22,11 @@ from mlflow_server import Gate, Server, serving, stored
 from torch import nn
 
 from budgetnet import checkpoint, cli, lineage, runs, store, tracking, words
-from budgetnet import config as configuration
 from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.metrics import Metrics, read_metrics
+from budgetnet.recipe import load_recipe
 from budgetnet.tracking import Tracker, send
 from budgetnet.train import train as train_alone
 
@@ -514,7 +514,7 @@ def test_no_secret_is_written_or_said_by_any_command(gate, server_folder, run, m
 
 def test_a_training_under_a_server_that_hangs_is_the_same_as_under_none_bit_for_bit(gate, run, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
-    recipe = configuration.load(Path(SMOKE), ["--epochs", "2"])
+    recipe = load_recipe(Path(SMOKE), ["--epochs", "2"])
     train_alone(recipe, run.with_name("alone"), track=False)
     gate.fail("hang")
     monkeypatch.setattr(store, "OPEN_SECONDS", 0.5)

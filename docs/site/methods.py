@@ -166,19 +166,20 @@ def sources() -> str:
 def _docstrings() -> Iterator[_Place]:
     """Every docstring of the package, and the strings under the options of a recipe."""
     shown = _shown()
-    for file in sorted(SOURCE.rglob("*.py")):
+    files = sorted(SOURCE.rglob("*.py"), key=lambda file: (file.name not in ("config.py", "sections.py"), file))
+    for file in files:
         name = ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(file.read_text(encoding="utf-8"))
         if text := ast.get_docstring(tree):
             yield _Place(name, text, shown.get(name))
         for node in tree.body:
-            if name == "config" and isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            if name in ("sections", "config") and isinstance(node, ast.ClassDef):
                 section = option_anchor(node.name, "").rstrip(".")
                 yield _Place(section, ast.get_docstring(node) or "", "../reference/options.md")
                 for key, text in field_texts(node).items():
                     anchor = option_anchor(node.name, key)
                     yield _Place(anchor, text, f"../reference/options.md#{anchor}")
-            if isinstance(node, Definition) and name != "config":
+            elif isinstance(node, Definition):
                 yield from _of(name, node, shown.get(name))
 
 

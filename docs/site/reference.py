@@ -17,8 +17,8 @@ from unittest import mock
 from prose import markdown
 
 from budgetnet import cli
-from budgetnet import config as configuration
 from budgetnet.cli.common import EXAMPLES
+from budgetnet.config import Config, StageConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -38,10 +38,9 @@ def _help(command: str) -> str:
 
 def options() -> str:
     """Every key of a recipe with its type, its default and what the code says of it; a heading for each section."""
-    root = configuration.Config
-    sections: list[tuple[str, type]] = [("", root)]
-    sections += [(f"{name}.", kind) for name, kind in get_type_hints(root).items() if is_dataclass(kind)]
-    sections += [("model.stages, each: ", configuration.StageConfig)]
+    sections: list[tuple[str, type]] = [("", Config)]
+    sections += [(f"{name}.", kind) for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
+    sections += [("model.stages, each: ", StageConfig)]
     return "\n".join(_section(prefix, kind) for prefix, kind in sections)
 
 
@@ -69,9 +68,7 @@ def _section(prefix: str, kind: Any) -> str:
 def option_anchor(section: str, name: str) -> str:
     """The heading's id of an option in the page of options: `OptimizerConfig`, `lr` is `optimizer.lr`."""
     prefixes = {"Config": "", "StageConfig": "model.stages."}
-    prefixes |= {
-        kind.__name__: f"{key}." for key, kind in get_type_hints(configuration.Config).items() if is_dataclass(kind)
-    }
+    prefixes |= {kind.__name__: f"{key}." for key, kind in get_type_hints(Config).items() if is_dataclass(kind)}
     return prefixes[section] + name
 
 
@@ -99,7 +96,7 @@ def _named(hint: Any) -> str:
     if origin is tuple:
         return f"{len(inner)} of {_named(inner[0])}"
     words = {int: "whole number", float: "number", bool: "`true` | `false`", str: "text", NoneType: "`null`"}
-    return words.get(hint, "stages" if hint is configuration.StageConfig else getattr(hint, "__name__", str(hint)))
+    return words.get(hint, "stages" if hint is StageConfig else getattr(hint, "__name__", str(hint)))
 
 
 def _default(one: Field[Any]) -> str:

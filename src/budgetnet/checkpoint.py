@@ -22,14 +22,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from budgetnet import config as configuration
 from budgetnet import devices, models
 from budgetnet.classifier import Classifier as Classifier
-from budgetnet.config import RUNS, ModelConfig
+from budgetnet.config import ModelConfig, model_from_dict
 from budgetnet.data import CIFAR10_CLASSES
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
 from budgetnet.files import atomic_write
 from budgetnet.pickles import rehearse
+from budgetnet.recipe import RUNS
 
 STATE_FORMAT = 1
 MODEL_FORMAT = "budgetnet 2"  # 1 had no checksum over the metadata
@@ -282,7 +282,7 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
     require(isinstance(found["provenance"], dict), "provenance", "a dictionary")
     require(isinstance(found["model"], dict), "model", "the options of a network")
     try:
-        model = configuration.model_from_dict(found["model"])
+        model = model_from_dict(found["model"])
     except (ConfigError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has unusable metadata: {_one_line(error)}") from error
     require(has_type(model, ModelConfig), "model", "options of the types that a recipe has")

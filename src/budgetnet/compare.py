@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet import config as configuration
 from budgetnet import models, runs, seeds
+from budgetnet.config import model_from_dict
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.markup import visible
 from budgetnet.progress import duration
@@ -208,7 +208,7 @@ def _cost_of(model: str, classes: int, size: int) -> int | None:
 
     try:
         with torch.device("meta"):
-            network = models.build(configuration.model_from_dict(json.loads(model)), classes, size)
+            network = models.build(model_from_dict(json.loads(model)), classes, size)
     except (BudgetnetError, TypeError, ValueError, RuntimeError):  # of an older version, or too large for this one
         return None
     return models.multiply_adds(network, size)

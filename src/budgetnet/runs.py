@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from budgetnet.checkpoint import Classifier, load_classifier
-from budgetnet.config import Config, parse_yaml
+from budgetnet.config import Config
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores, score, score_confusion
 from budgetnet.files import atomic_write
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
+from budgetnet.plainyaml import parse_yaml
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from budgetnet import lineage, runs, store, words
 from budgetnet.classifier import Classifier
-from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.masking import mask
 from budgetnet.metrics import read_epochs
+from budgetnet.plainyaml import parse_yaml
 from budgetnet.store import Copy, Record, Status
 
 RECORD = (

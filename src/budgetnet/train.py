@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs
 from budgetnet.augment import progressive_size
-from budgetnet.config import Config, Tta, load
+from budgetnet.config import Config, Tta
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
 from budgetnet.errors import CheckpointError, ConfigError, FolderError, Interrupted, TrainingError, WriteError
 from budgetnet.folder import hold
 from budgetnet.progress import Progress
+from budgetnet.recipe import load_recipe
 from budgetnet.recorder import Recorder, send_results
 from budgetnet.resume import finished, require_new, require_resumable, tidy_up
 from budgetnet.tracking import Tracker
@@ -147,7 +148,7 @@ def _known_batch(config: Config, run: Path, group: Group, resume: bool) -> Confi
     if group.size > 1 or config.accumulate > 1:
         raise ConfigError("--batch-size auto is of one process, and of accumulate 1: give a number")
     if resume and (run / "config.yaml").is_file():
-        return replace(config, batch_size=load(run / "config.yaml").batch_size)
+        return replace(config, batch_size=load_recipe(run / "config.yaml").batch_size)
     return config
 
 

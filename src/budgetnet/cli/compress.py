@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
 
 def _compress(options: Namespace) -> int:
     from budgetnet import compress, devices
-    from budgetnet import config as configuration
     from budgetnet.errors import Interrupted
+    from budgetnet.recipe import run_folder
 
     set_threads(options.threads)
     request = compress.Request(
@@ -44,7 +44,7 @@ def _compress(options: Namespace) -> int:
         student=options.distill_into,
         options=options.further,
     )
-    run = options.output or configuration.run_folder(Path(options.model.resolve().name))
+    run = options.output or run_folder(Path(options.model.resolve().name))
     progress = progress_on(False, sys.stderr if options.json else sys.stdout)
     try:
         with stop_by_signal(progress, at_once=lambda: not progress.begun) as stop:

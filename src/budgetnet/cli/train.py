@@ -39,7 +39,8 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
     """Read the options; what is to be done then."""
     import jsonargparse
 
-    from budgetnet import config as configuration
+    from budgetnet.config import to_yaml
+    from budgetnet.recipe import add_options, parse_options, run_folder
 
     parser = jsonargparse.ArgumentParser(
         prog="budgetnet train",
@@ -69,12 +70,12 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
     parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    configuration.add_options(parser)
+    add_options(parser)
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return lambda: 0
     arguments, fit_memory = without_auto_batch(arguments)
-    config, options = configuration.parse(parser, arguments)
+    config, options = parse_options(parser, arguments)
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
         raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
@@ -83,19 +84,19 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
             raise ConfigError("which recipe? give a YAML file, or a name, such as quick")
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
-        config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
+        config, options = parse_options(parser, [str(run / "config.yaml"), *arguments])
     if options.threads < 0:
         raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
     if options.devices < 1:
         raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
     if options.print_config:
-        print(configuration.to_yaml(config), end="")
+        print(to_yaml(config), end="")
         return lambda: 0
     if run is None and launcher.restarts()[1]:
         raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
     if options.devices > 1 and fit_memory:
         raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
-    run = run or configuration.run_folder(Path(options.recipe_file))
+    run = run or run_folder(Path(options.recipe_file))
     if options.devices > 1:
         command = ["train", *arguments, "--devices", "1", "--output", str(run)]
         return partial(launcher.launch, command, options.devices)
