@@ -1,6 +1,8 @@
 """The specification of the whole configuration, and of its ways into files and back."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 import yaml
@@ -8,8 +10,11 @@ import yaml
 from budgetnet.config import (
     AugmentConfig,
     Config,
+    DistillConfig,
+    MixConfig,
     ModelConfig,
     OptimizerConfig,
+    ProgressiveConfig,
     ScheduleConfig,
     StageConfig,
     model_from_dict,
@@ -35,3 +40,94 @@ def test_a_model_survives_its_way_through_a_file():
     assert model_from_dict(dataclasses.asdict(model)) == model
     with pytest.raises(ConfigError, match=r"model\.depht is not an option"):
         model_from_dict({"name": "resnet18", "depht": 3})
+
+
+ABOVE_1 = math.nextafter(1, 2)
+BELOW_0 = math.nextafter(0, -1)
+BELOW_1 = math.nextafter(1, 0)
+LEAST = math.nextafter(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("besides", "option", "passes", "refused"),
+    [
+        ({"dataset": "folder"}, "image_size", [8], [7]),
+        ({}, "val_size", [0, 1], [-1]),
+        ({}, "train_size", [None, 1], [0]),
+        ({}, "budget", [None, 1], [0]),
+        ({}, "epochs", [1], [0]),
+        ({}, "batch_size", [2], [1]),
+        ({}, "accumulate", [1], [0]),
+        ({}, "label_smoothing", [0, BELOW_1], [BELOW_0, 1]),
+        ({}, "clip_norm", [None, LEAST], [0]),
+        ({}, "ema", [0, BELOW_1], [BELOW_0, 1]),
+        ({}, "swa", [0, 1], [BELOW_0, ABOVE_1]),
+        ({}, "patience", [None, 1], [0]),
+        ({}, "checkpoint_steps", [None, 1], [0]),
+        ({}, "checkpoint_minutes", [None, LEAST], [0]),
+        *(({}, name, [0, 2**63 - 1], [-1, 2**63]) for name in ("seed", "split_seed")),
+        ({}, "experiment", ["a"], ["", " "]),
+    ],
+)
+def test_a_range_ends_where_its_message_says(besides, option, passes, refused):
+    for value in passes:
+        assert getattr(Config(**besides, **{option: value}), option) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=rf"^{option} is {re.escape(repr(value))}, expected "):
+            Config(**besides, **{option: value})
+
+
+MIXUP = MixConfig(name="mixup")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"progressive": ProgressiveConfig(size=33)}, "progressive.size is 33, expected at most image_size, 32"),
+        ({"ema": 0.9, "swa": 0.5}, "ema is 0.9 and swa is 0.5, two averages of the same weights"),
+        *(
+            ({"dataset": name, "image_size": 64}, f"image_size is 64, but {name} images are 32x32")
+            for name in ("cifar10", "cifar100", "digits")
+        ),
+        ({"schedule": ScheduleConfig(name="plateau"), "val_size": 0}, "schedule.name is plateau and val_size is 0"),
+        ({"model": ModelConfig(width="auto"), "budget": None}, "model.width is auto and budget is null"),
+        (
+            {"augment": AugmentConfig(policy="augmix", consistency=1), "mix": MIXUP},
+            "augment.consistency is 1 and mix.name is mixup",
+        ),
+        (
+            {"distill": DistillConfig(teachers=["a"], cached=True), "mix": MIXUP},
+            "distill.cached is true and mix.name is mixup",
+        ),
+        ({"augment": AugmentConfig(until=0.5)}, "augment.until is 0.5, but nothing is on that would stop then"),
+        ({"augment": AugmentConfig(crop_padding=32)}, "augment.crop_padding is 32, expected less than image_size 32"),
+    ],
+)
+def test_options_at_odds_are_refused_together(values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"progressive": ProgressiveConfig(size=32)},
+        {"ema": 0.9},
+        {"swa": 0.5},
+        {"dataset": "folder", "image_size": 64},
+        {"schedule": ScheduleConfig(name="plateau"), "val_size": 1},
+        {"val_size": 0},
+        {"model": ModelConfig(width="auto"), "budget": 1},
+        {"budget": None},
+        {"augment": AugmentConfig(policy="augmix", consistency=1)},
+        {"augment": AugmentConfig(policy="augmix"), "mix": MIXUP},
+        {"distill": DistillConfig(teachers=["a"], cached=True)},
+        {"distill": DistillConfig(teachers=["a"]), "mix": MIXUP},
+        {"augment": AugmentConfig(until=0.5), "mix": MIXUP},
+        {"augment": AugmentConfig(until=0.5, cutout=8)},
+        {"augment": AugmentConfig(crop_padding=31)},
+    ],
+)
+def test_options_that_go_together_are_not_refused(values):
+    config = Config(**values)
+    assert {name: getattr(config, name) for name in values} == values
