@@ -12,6 +12,7 @@ ORDER = [
     "terminal",
     "sections",
     "config",
+    "options",
     "plainyaml",
     "recipe",
     "devices",
