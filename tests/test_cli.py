@@ -22,6 +22,7 @@ from budgetnet.cli import main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.inputs import normalize
+from budgetnet.options import sections
 from budgetnet.progress import Progress
 
 ROOT = Path(__file__).parent.parent
@@ -797,6 +798,24 @@ def test_help_is_there_for_every_command_with_an_example(capsys):
             code = stop.code
         assert not code
         assert f"example: budgetnet {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_of_train_says_all_of_every_option(capsys):
+    assert main(["train", "--help"]) == 0
+    words = capsys.readouterr().out.split()
+    printed = "".join(words)  # which breaks lines at hyphens too
+    for section in sections():
+        for option in section.options:
+            said = f"{option.meaning} ({option.values}; default {option.default})".replace("`", "")
+            assert "".join(said.split()) in printed.replace("`", "")
+            assert (option.name if section.name == "model.stages" else f"--{section.dotted(option)}") in words
+        assert "".join(section.meaning.split()) in printed
+        assert section.name in ("", "model.stages") or f"--{section.name}" in words
+
+
+def test_the_help_of_train_needs_no_parser_of_types():
+    program = "import sys; from budgetnet.cli import main; main(['train', '-h']); print('jsonargparse' in sys.modules)"
+    assert python(program).stdout.splitlines()[-1] == "False"
 
 
 def test_help_and_version_need_no_torch():

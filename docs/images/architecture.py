@@ -45,7 +45,7 @@ GROUPS = (
         ("errors", "masking", "terminal", "markup", "devices", "memory", "usage", "files"),
         row=0,
     ),
-    Group("Configuration", "what a recipe may say", ("sections", "config", "plainyaml", "recipe"), row=1),
+    Group("Configuration", "what a recipe may say", ("sections", "config", "options", "plainyaml", "recipe"), row=1),
     Group(
         "Data",
         "files as images and labels",

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from prose import REFERENCE, address, markdown
-from reference import field_texts, option_anchor
 
 from budgetnet import models
 from budgetnet.config import ModelConfig
+from budgetnet.options import sections
 
 DOCS = Path(__file__).resolve().parents[1]
 SOURCE = DOCS.parent / "src" / "budgetnet"
@@ -164,7 +164,12 @@ def sources() -> str:
 
 
 def _docstrings() -> Iterator[_Place]:
-    """Every docstring of the package, and the strings under the options of a recipe."""
+    """The strings under the options of a recipe, and every other docstring of the package."""
+    for section in sections():
+        yield _Place(section.name, section.meaning, "../reference/options.md")
+        for option in section.options:
+            dotted = section.dotted(option)
+            yield _Place(dotted, option.meaning, f"../reference/options.md#{dotted}")
     shown = _shown()
     for file in sorted(SOURCE.rglob("*.py")):
         name = ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
@@ -172,13 +177,7 @@ def _docstrings() -> Iterator[_Place]:
         if text := ast.get_docstring(tree):
             yield _Place(name, text, shown.get(name))
         for node in tree.body:
-            if name in ("sections", "config") and isinstance(node, ast.ClassDef):
-                section = option_anchor(node.name, "").rstrip(".")
-                yield _Place(section, ast.get_docstring(node) or "", "../reference/options.md")
-                for key, text in field_texts(node).items():
-                    anchor = option_anchor(node.name, key)
-                    yield _Place(anchor, text, f"../reference/options.md#{anchor}")
-            elif isinstance(node, Definition):
+            if isinstance(node, Definition) and name not in ("sections", "config"):
                 yield from _of(name, node, shown.get(name))
 
 

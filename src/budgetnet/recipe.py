@@ -84,13 +84,15 @@ def config_from_record(record: dict[str, Any], source: str, overrides: Sequence[
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them."""
+    """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them.
+
+    Their help is elsewhere (`options`), as this parser takes longer to make than help may.
+    """
     import jsonargparse
 
-    # The first, so that help shows what stands under each field. The other, because a value may be written as the name
-    # of a class, whose module is imported before anyone asks whether it belongs there: none is, but for stages.
+    # A value may be written as the name of a class, whose module is imported before anyone asks whether it belongs
+    # there: none is, but for stages.
     jsonargparse.set_parsing_settings(
-        docstring_parse_attribute_docstrings=True,
         import_path_denylist=["*"],
         import_path_allowlist=[f"{StageConfig.__module__}.{StageConfig.__name__}"],
     )

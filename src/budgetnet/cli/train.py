@@ -6,8 +6,9 @@ import json
 import shlex
 import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from budgetnet.errors import ConfigError, Interrupted
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from jsonargparse import ArgumentParser
+    import jsonargparse
 
     from budgetnet.config import Config
     from budgetnet.progress import Progress
@@ -42,15 +43,14 @@ def run(arguments: list[str]) -> int:
 
 def _prepare(arguments: list[str]) -> Callable[[], int]:
     """Read the options; what is to be done then."""
+    if "--help" in arguments or "-h" in arguments:
+        _help().print_help()
+        return lambda: 0
     from budgetnet.config import to_yaml
     from budgetnet.recipe import run_folder
 
-    parser = _parser()
-    if "--help" in arguments or "-h" in arguments:
-        parser.print_help()
-        return lambda: 0
     arguments, fit_memory = without_auto_batch(arguments)
-    config, options = _parse(parser, arguments)
+    config, options = _parse(_parser(), arguments)
     if options.print_config:
         print(to_yaml(config), end="")
         return lambda: 0
@@ -66,45 +66,20 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
     return partial(_run_training, config, options, run, progress, fit_memory)
 
 
-def _parser() -> ArgumentParser:
+@cache  # it keeps nothing of what it parses, and making it takes half a second
+def _parser() -> jsonargparse.ArgumentParser:
     """The options of `train`: its own, and every key of a recipe."""
     import jsonargparse
 
     from budgetnet.recipe import add_options
 
-    parser = jsonargparse.ArgumentParser(
-        prog="budgetnet train",
-        usage="budgetnet train RECIPE [options]",
-        description="Train a network by a recipe; any key of the recipe is an option too.",
-        epilog=f"example: {EXAMPLES['train']}",
-        exit_on_error=False,
-        print_config=None,
-    )
-    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
-    parser.add_argument(
-        "--data", metavar="DIR", help="where the data is; null is $BUDGETNET_DATA, else the cache folder"
-    )
-    parser.add_argument("--output", metavar="RUN", help="the run's folder; null is runs/RECIPE-TIME")
-    parser.add_argument("--resume", action="store_true", help="continue RUN where it stopped, exactly")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument(
-        "--devices",
-        type=int,
-        default=1,
-        help="processes that share each batch, on a GPU of this machine each, or its CPU",
-    )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of all processes together; 0 is one a core")
-    parser.add_argument("--no_track", action="store_true", help="leave MLflow out")
-    parser.add_argument("--no_report", action="store_true", help="write no report.html at the end")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
-    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, print_config=None)
+    _add_own_options(parser)
     add_options(parser)
     return parser
 
 
-def _parse(parser: ArgumentParser, arguments: list[str]) -> tuple[Config, Namespace]:
+def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[Config, Namespace]:
     """The recipe, or that of the run that is resumed, under the options of a command line.
 
     Raises:
@@ -127,6 +102,51 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> tuple[Config, Namesp
     if options.devices < 1:
         raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
     return config, options
+
+
+def _help() -> ArgumentParser:
+    """A parser for no more than its help, made in a small part of the time that the one which knows types takes."""
+    from budgetnet import options
+
+    parser = ArgumentParser(
+        prog="budgetnet train",
+        usage="budgetnet train RECIPE [options]",
+        description="Train a network by a recipe; any key of the recipe is an option too.",
+        epilog=f"example: {EXAMPLES['train']}",
+    )
+    _add_own_options(parser)
+    for section in options.sections():
+        stage = section.name == "model.stages"  # whose keys are no options
+        title = "each of model.stages" if stage else section.name or "the run"
+        group = parser.add_argument_group(title, section.meaning.replace("%", "%%"))
+        if section.name and not stage:
+            group.add_argument(f"--{section.name}", metavar="FILE", help="the options below, from a file")
+        for option in section.options:
+            said = f"{option.meaning} ({option.values.replace('`', '')}; default {option.default})".replace("%", "%%")
+            if stage:
+                group.add_argument(option.name, help=said)
+            else:
+                group.add_argument(f"--{section.dotted(option)}", metavar=option.name.upper(), help=said)
+    return parser
+
+
+def _add_own_options(parser: ArgumentParser) -> None:
+    """What `train` takes besides the keys of a recipe."""
+    add = parser.add_argument
+    add("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
+    add("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache folder)")
+    add("--output", metavar="RUN", help="the run's folder (default: runs/RECIPE-TIME)")
+    add("--resume", action="store_true", help="continue RUN where it stopped, exactly")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    devices = "processes that share each batch, on a GPU of this machine each, or its CPU (default 1)"
+    add("--devices", type=int, default=1, help=devices)
+    add("--threads", type=int, default=0, help="CPU threads of all processes together; 0 is one a core (default 0)")
+    add("--no_track", action="store_true", help="leave MLflow out")
+    add("--no_report", action="store_true", help="write no report.html at the end")
+    add("--print_config", action="store_true", help="print the resolved recipe and stop")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+    add("--json", action="store_true", help="print the summary as one JSON object and nothing else")
+    add("--debug", action="store_true", help="show the traceback of an error")
 
 
 def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
