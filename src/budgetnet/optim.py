@@ -45,14 +45,17 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of `config` over `parameter_groups(network, config)`."""
     groups = parameter_groups(network, config)
-    if config.name == "muon":
-        return Muon(groups, config.lr, config.momentum)
     # One kernel for all parameters where torch has it (CPU and CUDA), instead of some for each.
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, betas=config.betas, fused=fused)
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        case "adam":
+            return torch.optim.Adam(groups, betas=config.betas, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(groups, betas=config.betas, fused=fused)
+        case "muon":
+            return Muon(groups, config.lr, config.momentum)
 
 
 class Muon(torch.optim.Optimizer):
