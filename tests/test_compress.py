@@ -20,15 +20,13 @@ from budgetnet import config as configuration
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
+from budgetnet.models.blocks import BLOCKS
 
 SMOKE = pathlib.Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 SIDE = 16
-KINDS = {
-    "basic": {},
+KINDS = {kind: {} for kind in BLOCKS} | {
     "bottleneck": {"expansion": 2},
-    "preact": {},
     "pyramid": {"widen": 2},
-    "shake": {},
     "inverted": {"expansion": 2},
     "convnext": {"expansion": 2, "activation": "gelu"},
     "basic, separable": {"separable": True},
