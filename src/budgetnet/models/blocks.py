@@ -120,6 +120,10 @@ class BlockOptions:
 class Block(nn.Module):
     """What all kinds of block share: the shortcut, the gate, and where the two branches meet.
 
+    A kind makes the layers of its residual branch in `_convolutions`, the norm that ends it by `_last_norm`, and
+    computes in `forward`, where `_sum` joins the branch and the shortcut. What else differs from what is here it
+    overrides.
+
     Args:
         in_channels: channels coming in.
         stage: the stage it belongs to, its width that of this block.
@@ -195,24 +199,30 @@ class Block(nn.Module):
         return f"{self.stage.width}-{self.out_channels}"
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
+        """Make the layers of the residual branch, as attributes; `out_channels` and `activation` are there."""
         raise NotImplementedError
 
     def _shortcut(self) -> nn.Module:
+        """What takes the input to the shape of the output, where that is another."""
         return nn.Sequential(
             Projection(self.in_channels, self.out_channels, self.stride),
             nn.BatchNorm2d(self.out_channels),
         )
 
     def _shortcut_name(self) -> str:
+        """The same in words."""
         return "projection"
 
     def _gate(self) -> nn.Module | None:
+        """The gate, where the stage has one; of the channels where it stands."""
         return make_gate(self.stage, self.out_channels)
 
     def _last_norm(self) -> nn.BatchNorm2d:
+        """A norm for the end of the residual branch."""
         return (ZeroNorm if self.options.zero_init else nn.BatchNorm2d)(self.out_channels)
 
     def _sum(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        """Both branches, (n, out_channels, h, w) each, gated and with stochastic depth, in one."""
         if self.se_block is not None and self.stage.se_place == "branch":
             branch = self.se_block(branch)
         out: Tensor = self.drop_path(branch) + shortcut

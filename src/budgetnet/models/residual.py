@@ -100,7 +100,7 @@ class ResidualNetwork(nn.Module):
 
     sequences = (("conv1", "bn1", "conv2"), ("head.0", "head.1", "linear"))
 
-    def __init__(self, architecture: ResidualArchitecture, num_classes: int, channels: int = 3):
+    def __init__(self, architecture: ResidualArchitecture, num_classes: int, channels: int):
         super().__init__()
         self.relu = nn.ReLU()
         self._path: list[str] = []  # names of the modules that compute before the mean, in this order

@@ -103,7 +103,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class WhitenedNetwork(nn.Module):
     """A frozen whitening convolution, three groups, the maximum over positions, one linear layer, logits over 9."""
 
-    def __init__(self, architecture: WhitenedArchitecture, num_classes: int, channels: int = 3):
+    def __init__(self, architecture: WhitenedArchitecture, num_classes: int, channels: int):
         super().__init__()
         first, second, third = architecture.widths
         filters = 2 * channels * 2 * 2
