@@ -104,10 +104,11 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         self.relu = nn.ReLU()
         self._path: list[str] = []  # names of the modules that compute before the mean, in this order
-        width = self._add_stem(architecture, channels)
-        width = self._add_stages(architecture, width)
-        width = self._add_end(architecture, width)
-        self.linear = nn.Linear(width, num_classes)
+        # Each takes the channels that come in, and gives those that come out.
+        channels = self._add_stem(architecture, channels)
+        channels = self._add_stages(architecture, channels)
+        channels = self._add_end(architecture, channels)
+        self.linear = nn.Linear(channels, num_classes)
 
     def _add(self, name: str, module: nn.Module) -> None:
         self.add_module(name, module)
@@ -130,6 +131,7 @@ class ResidualNetwork(nn.Module):
         return channels
 
     def _add_stages(self, architecture: ResidualArchitecture, channels: int) -> int:
+        """The blocks, a sequence for each stage, whose first one has the stride."""
         options, stages = architecture.options, architecture.stages
         count, total = 0, sum(stage.depth for stage in stages)
         for i, stage in enumerate(stages, start=1):
