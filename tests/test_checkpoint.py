@@ -12,6 +12,7 @@ import pickle
 import tempfile
 import zipfile
 from collections import OrderedDict
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_tensors_of_a_state_read_back_bit_for_bit(tmp_path, dtype):
     assert found["empty"].shape == (0, 4)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", get_args(get_type_hints(OptimizerConfig)["name"]))
 def test_an_optimizers_state_reads_back_into_an_optimizer(tmp_path, name):
     made = classifier(TINY).network.train()
     optimizer = make_optimizer(made, OptimizerConfig(name=name, bias_lr=2))

@@ -19,16 +19,14 @@ from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, ru
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
+from budgetnet.models.blocks import BLOCKS
 from budgetnet.recipe import load_recipe
 
 SMOKE = pathlib.Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 SIDE = 16
-KINDS = {
-    "basic": {},
+KINDS = {kind: {} for kind in BLOCKS} | {
     "bottleneck": {"expansion": 2},
-    "preact": {},
     "pyramid": {"widen": 2},
-    "shake": {},
     "inverted": {"expansion": 2},
     "convnext": {"expansion": 2, "activation": "gelu"},
     "basic, separable": {"separable": True},

@@ -14,6 +14,7 @@ from prose import REFERENCE, address, markdown
 
 from budgetnet import models
 from budgetnet.config import ModelConfig
+from budgetnet.models import named
 from budgetnet.options import sections
 
 DOCS = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def networks() -> str:
     for name in models.names():
         with torch.device("meta"):
             network = models.build(ModelConfig(name=name), 10)
-        said = markdown(inspect.getdoc(getattr(models, builders[name])) or "").split("\n\n")[0].replace("\n", " ")
+        said = markdown(inspect.getdoc(getattr(named, builders[name])) or "").split("\n\n")[0].replace("\n", " ")
         millions = models.multiply_adds(network, 32) / 1e6
         rows.append(f"| `{name}` | {models.count_parameters(network):,} | {millions:,.0f} M | {said} |")
     return "\n".join(rows) + "\n"
@@ -47,8 +48,8 @@ def networks() -> str:
 
 def _builders() -> dict[str, str]:
     """For each network of the registry, the name of what is called there to describe it."""
-    assigned = [node for node in _parsed("models").body if isinstance(node, ast.AnnAssign)]
-    (registry,) = (node.value for node in assigned if ast.unparse(node.target) == "_REGISTRY")
+    assigned = [node for node in _parsed("models.named").body if isinstance(node, ast.AnnAssign)]
+    (registry,) = (node.value for node in assigned if ast.unparse(node.target) == "NETWORKS")
     assert isinstance(registry, ast.Dict)
     found = {}
     for key, value in zip(registry.keys, registry.values, strict=True):
@@ -184,7 +185,9 @@ def _docstrings() -> Iterator[_Place]:
 def _of(name: str, node: Definition, page: str | None) -> Iterator[_Place]:
     inner = [one for one in ast.walk(node) if isinstance(one, Definition)]
     text = "\n".join(found for one in inner if (found := ast.get_docstring(one)))
-    built = [network for network, builder in _builders().items() if builder == node.name] if name == "models" else []
+    built = (
+        [network for network, builder in _builders().items() if builder == node.name] if name == "models.named" else []
+    )
     for network in built:
         yield _Place(network, text, "networks.md")
     if not built:

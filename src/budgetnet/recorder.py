@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from budgetnet import __version__, checkpoint, models
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import to_yaml
 from budgetnet.data import Dataset
 from budgetnet.errors import Interrupted

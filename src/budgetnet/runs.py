@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from budgetnet.checkpoint import Classifier, load_classifier
+from budgetnet.checkpoint import load_classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import Config
 from budgetnet.errors import BudgetnetError, DataError
-from budgetnet.evaluate import Scores, score, score_confusion
+from budgetnet.evaluate import Scores, score
 from budgetnet.files import atomic_write
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
@@ -236,14 +237,8 @@ def _find(values: Mapping[str, Any], path: str, kind: type[T], file: Path) -> T 
 
 
 def _scores(found: Any, file: Path) -> Scores:
-    """The inverse of `Scores.to_dict`, of a file that may say anything."""
+    """The scores of a file that may say anything."""
     try:
-        top5 = found["top5"]
-        return Scores(
-            **vars(score_confusion(found["confusion"])),  # whatever follows from the counts cannot contradict them
-            loss=float(found["loss"]),
-            top5=None if top5 is None else float(top5),
-            ece=float(found["ece"]),
-        )
+        return Scores.from_dict(found)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: test is damaged ({type(error).__name__}: {error}), expected scores") from error
