@@ -64,6 +64,8 @@ ORDER = [
     "words",
     "lineage",
     "mlmodel",
+    "mlclient",
+    "mlrun",
     "store",
     "registry",
     "tracking",
