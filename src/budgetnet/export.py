@@ -198,13 +198,12 @@ def _chosen(
     if split == "val" and not len(validation):
         raise ConfigError(f"no validation images of {source} are known in these data: give --split test")
     images = dataset.test if split == "test" else dataset.train
-    assert images.labels is not None
     indices = torch.arange(len(images)) if split == "test" else validation
     if limit is not None and limit < len(indices):
         if limit < 1:
             raise ConfigError(f"--limit is {limit}, expected 1 or more images")
-        indices = indices[splits.split(images.labels[indices], limit, 0)[1]]
-    return images.images[indices], images.labels[indices], split
+        indices = indices[splits.split(images.targets[indices], limit, 0)[1]]
+    return images.images[indices], images.targets[indices], split
 
 
 def _write(

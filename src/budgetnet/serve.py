@@ -230,10 +230,9 @@ def sliders(image_size: int) -> dict[str, Slider]:
 
 def examples_of(images: Images, classes: Sequence[str]) -> list[Example]:
     """Some labelled images, at most `MOST_EXAMPLES`: the first of classes from all over, then the second, and so on."""
-    assert images.labels is not None
     number = min(len(classes), MOST_EXAMPLES)
     chosen = [i * len(classes) // number for i in range(number)]
-    places = {label: (images.labels == label).nonzero().flatten().tolist() for label in chosen}
+    places = {label: (images.targets == label).nonzero().flatten().tolist() for label in chosen}
     rounds = range(MOST_EXAMPLES // number)
     found = [(label, places[label][i]) for i in rounds for label in chosen if i < len(places[label])]
     return [Example(name=classes[label], picture=images.images[place].clone()) for label, place in found]

@@ -284,15 +284,13 @@ def _to_fit(
     from budgetnet import origin
 
     assert dataset is not None
-    labels = dataset.train.labels
-    assert labels is not None
     _, validation = origin.known_split(dataset, trained)
     if not len(validation):
         raise ConfigError(
             f"{what} fit needs a validation split, and none of {options.checkpoint} is known in these data: give "
             "a number"
         )
-    return dataset.train.images[validation], labels[validation]
+    return dataset.train.images[validation], dataset.train.targets[validation]
 
 
 def fits(options: Namespace) -> bool:

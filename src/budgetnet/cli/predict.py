@@ -242,11 +242,9 @@ def _quantized_for_prediction(
     """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
     from budgetnet import origin
 
-    labels = dataset.train.labels
-    assert labels is not None
     training, validation = origin.known_split(dataset, trained)
     split, chosen = ("val", validation) if len(validation) else ("train", origin.some_of(training, COST_IMAGES))
     quantized = origin.quantize(classifier, dataset, trained)
     pixels = dataset.train.images[chosen]
     before, after = (logits_of(network, classifier, pixels, options) for network in (exact, quantized))
-    return quantized, int8_cost(before, after, labels[chosen], split)
+    return quantized, int8_cost(before, after, dataset.train.targets[chosen], split)
