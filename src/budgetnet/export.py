@@ -22,7 +22,7 @@ from budgetnet import browser, checkpoint, deployed, files, hub, origin
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.deployed import Format, Function, Precision
-from budgetnet.errors import BudgetnetError, ConfigError, WriteError, reason
+from budgetnet.errors import BudgetnetError, ConfigError, WriteError, first_line, reason
 
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -150,8 +150,9 @@ def export(
         except OSError as error:
             raise WriteError(f"cannot write {output}: {reason(error)}") from error
         except Exception as error:  # exporters raise whatever they meet first
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BudgetnetError(f"{output} is not written: {form} cannot hold this network ({line})") from error
+            raise BudgetnetError(
+                f"{output} is not written: {form} cannot hold this network ({first_line(error)})"
+            ) from error
         parts = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in parts if path.name != PAGE)
         compared = compare(classifier, exported, pixels, labels, form=form, precision=precision, split=split, size=size)

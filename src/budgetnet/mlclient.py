@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from budgetnet.errors import one_line
 from budgetnet.masking import mask
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 def why(error: BaseException) -> str:
     """What an exception says, in one line of at most 200 characters, masked."""
-    text = mask(" ".join(str(error).split())) or type(error).__name__
+    text = mask(one_line(error))
     return text if len(text) <= 200 else text[:197] + "..."
 
 
