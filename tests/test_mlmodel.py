@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import budgetnet
-from budgetnet import __version__, mlmodel, store
+from budgetnet import __version__, mlclient, mlmodel
 from budgetnet.cli import main
 from budgetnet.errors import CheckpointError
 from budgetnet.inputs import normalize
@@ -278,7 +278,7 @@ def test_what_mlflow_itself_refuses_has_status_400_too(server, body, words):
 def quiet(monkeypatch):
     """What MLflow warns of is its own; and the path that it puts the model's source on is this test's alone."""
     monkeypatch.setattr(sys, "path", sys.path[:])
-    with store.silence():
+    with mlclient.silence():
         yield
 
 

@@ -79,7 +79,19 @@ GROUPS = (
     Group(
         "Runs",
         "what is written of a training, in its folder and in MLflow",
-        ("metrics", "runs", "progress", "words", "lineage", "mlmodel", "store", "registry", "tracking"),
+        (
+            "metrics",
+            "runs",
+            "progress",
+            "words",
+            "lineage",
+            "mlmodel",
+            "mlclient",
+            "mlrun",
+            "store",
+            "registry",
+            "tracking",
+        ),
         row=5,
     ),
     Group(

@@ -296,10 +296,10 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
     if of.items() <= before.items() and isinstance(before.get("accuracy"), float):
         return float(before["accuracy"])
     images = data.load(config.dataset, folder, config.image_size).train
-    assert images.labels is not None
-    _, held_out = splits.split(images.labels, config.val_size, config.split_seed)
-    chosen = held_out[splits.split(images.labels[held_out], job.shift, 0)[1]] if job.shift < len(held_out) else held_out
-    clean, labels = images.images[chosen], images.labels[chosen]
+    _, held_out = splits.split(images.targets, config.val_size, config.split_seed)
+    few = job.shift < len(held_out)
+    chosen = held_out[splits.split(images.targets[held_out], job.shift, 0)[1]] if few else held_out
+    clean, labels = images.images[chosen], images.targets[chosen]
     (scores,) = robustness.measure(
         lambda pixels: [evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std)],
         clean,

@@ -6,6 +6,7 @@ import torch
 
 from budgetnet import memory
 from budgetnet.config import Config
+from budgetnet.errors import first_line
 
 
 def diverged(what: str, config: Config, rate: float) -> str:
@@ -36,5 +37,5 @@ def against(error: BaseException, config: Config, device: torch.device) -> str:
             "--batch-size auto, which finds one that fits, or a narrower network"
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"torch.compile failed ({(str(error).splitlines() or [''])[0]}): leave it out by --compile false"
+        return f"torch.compile failed ({first_line(error)}): leave it out by --compile false"
     return ""

@@ -221,8 +221,7 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     network = models.build(config.model, len(dataset.classes), config.image_size)
     start.load(network, config, dataset)
-    labels = dataset.train.labels
-    assert labels is not None
+    labels = dataset.train.targets
     _, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)
     logits = evaluate.predict_logits(network.eval(), dataset.train.images[held_out], dataset.mean, dataset.std)
     return evaluate.score(logits, labels[held_out]).accuracy

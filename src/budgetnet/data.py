@@ -58,9 +58,7 @@ class Dataset:
             images = train.as_strided((len(train) + len(test), *train.shape[1:]), train.stride())
         else:
             images = torch.cat([train, test])
-        assert self.train.labels is not None
-        assert self.test.labels is not None
-        return replace(self, train=Images(images, torch.cat([self.train.labels, self.test.labels])))
+        return replace(self, train=Images(images, torch.cat([self.train.targets, self.test.targets])))
 
 
 @dataclass(frozen=True)
@@ -166,9 +164,8 @@ def read_training(path: Path) -> tuple[Images, tuple[str, ...]]:
 def _checksum(*parts: Images) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        assert part.labels is not None
         digest.update(part.images.numpy().data)
-        digest.update(part.labels.numpy().astype("<i8").data)
+        digest.update(part.targets.numpy().astype("<i8").data)
     return digest.hexdigest()
 
 

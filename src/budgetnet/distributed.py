@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from budgetnet import devices, launcher
 from budgetnet.config import Config
-from budgetnet.errors import BudgetnetError, ConfigError, TrainingError
+from budgetnet.errors import BudgetnetError, ConfigError, TrainingError, one_line
 
 T = TypeVar("T")
 
@@ -291,10 +291,9 @@ def join(device: torch.device) -> Iterator[Group]:
         if not first and (lost or isinstance(error, BudgetnetError)):
             raise SystemExit(1) from error
         if lost:
-            what = " ".join(str(error).split())
             raise TrainingError(
-                f"another process of this training is gone ({what[:120]}): what was saved before is kept, and --resume "
-                "goes on from there"
+                f"another process of this training is gone ({one_line(error)[:120]}): what was saved before is kept, "
+                "and --resume goes on from there"
             ) from error
         raise
     finally:

@@ -103,11 +103,9 @@ class Evidence:
             size, seed = self.run.option("val_size", int), self.run.option("split_seed", int)
             if not size:
                 return "there is no test score, and no validation images were held out: all images were trained on"
-            assert dataset.train.labels is not None
-            _, held = splits.split(dataset.train.labels, size, seed or 0)
-            shown = datasets.Images(dataset.train.images[held], dataset.train.labels[held])
-        assert shown.labels is not None
-        return shown.images, shown.labels
+            _, held = splits.split(dataset.train.targets, size, seed or 0)
+            shown = datasets.Images(dataset.train.images[held], dataset.train.targets[held])
+        return shown.images, shown.targets
 
     @cached_property
     def logits(self) -> tuple[Tensor, Tensor] | str:

@@ -22,7 +22,7 @@ from budgetnet import browser, checkpoint, deployed, files, hub, origin
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.deployed import Format, Function, Precision
-from budgetnet.errors import BudgetnetError, ConfigError, WriteError, reason
+from budgetnet.errors import BudgetnetError, ConfigError, WriteError, first_line, reason
 
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -156,8 +156,9 @@ def export(
         except OSError as error:
             raise WriteError(f"cannot write {output}: {reason(error)}") from error
         except Exception as error:  # exporters raise whatever they meet first
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BudgetnetError(f"{output} is not written: {form} cannot hold this network ({line})") from error
+            raise BudgetnetError(
+                f"{output} is not written: {form} cannot hold this network ({first_line(error)})"
+            ) from error
         parts = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in parts if path.name != PAGE)
         compared = compare(classifier, exported, pixels, labels, form=form, precision=precision, split=split, size=size)
@@ -204,13 +205,12 @@ def _chosen(
     if split == "val" and not len(validation):
         raise ConfigError(f"no validation images of {source} are known in these data: give --split test")
     images = dataset.test if split == "test" else dataset.train
-    assert images.labels is not None
     indices = torch.arange(len(images)) if split == "test" else validation
     if limit is not None and limit < len(indices):
         if limit < 1:
             raise ConfigError(f"--limit is {limit}, expected 1 or more images")
-        indices = indices[splits.split(images.labels[indices], limit, 0)[1]]
-    return images.images[indices], images.labels[indices], split
+        indices = indices[splits.split(images.targets[indices], limit, 0)[1]]
+    return images.images[indices], images.targets[indices], split
 
 
 def _write(

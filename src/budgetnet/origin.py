@@ -56,8 +56,7 @@ def require_classes(source: Path, classifier: Classifier, dataset: Dataset) -> N
 
 def known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Places (int64) of the images that the model was trained on and chosen by; where nobody knows, all and none."""
-    labels = dataset.train.labels
-    assert labels is not None
+    labels = dataset.train.targets
     if trained.get("data_checksum") != dataset.checksum:
         return torch.arange(len(labels)), torch.arange(0)
     return splits.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from budgetnet.checkpoint import load_classifier
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config
-from budgetnet.errors import BudgetnetError, DataError
+from budgetnet.errors import BudgetnetError, DataError, one_line
 from budgetnet.evaluate import Scores, score
 from budgetnet.files import atomic_write
 from budgetnet.masking import mask
@@ -129,7 +129,7 @@ class Run:
             logits, labels = kept["logits"], kept["labels"]
             same = score(logits, labels) == self.test
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, BudgetnetError) as error:
-            raise DataError(f"{path} is damaged ({' '.join(str(error).split())}): remove it") from error
+            raise DataError(f"{path} is damaged ({one_line(error)}): remove it") from error
         return (logits, labels) if same else None
 
 
@@ -182,7 +182,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror or error}; expected a run folder that `budgetnet train` wrote"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {mask(' '.join(str(error).split()))}") from error
+        raise DataError(f"{path} is damaged: {mask(one_line(error))}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
     return found

@@ -23,7 +23,7 @@ from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.distributed import Group, Part
-from budgetnet.errors import CheckpointError, TrainingError
+from budgetnet.errors import CheckpointError, TrainingError, one_line
 from budgetnet.inputs import normalize, resize
 from budgetnet.mixing import REACH, mix
 from budgetnet.policies import jensen_shannon
@@ -361,7 +361,7 @@ class Training:
             self._restore(state, path, checksum)
         # Whoever knows the format can seal anything; what is wrong with it is met by whatever reads it first.
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             raise CheckpointError(
                 f"{path} has a checkpoint's checksum and not its content ({what}): resume from another, or train again"
             ) from error

@@ -97,8 +97,7 @@ def _evaluate(options: Namespace) -> int:
         **computed_by(network),
         "tta": options.tta,
     }
-    labels = images.labels
-    assert labels is not None
+    labels = images.targets
     if corruptions:
         assert dataset is not None
         result["weights"] = checkpoint.digest({}, classifier.network.state_dict())
@@ -172,7 +171,6 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
                 "--split val"
             )
         return data.Images(images.images, images.labels, torch.arange(len(images)))
-    assert images.labels is not None
     if "val_size" not in trained:
         raise ConfigError(
             f"{options.checkpoint} does not say which images it was chosen by: only --split test is known"
@@ -185,7 +183,7 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
     chosen = origin.known_split(dataset, trained)[options.split == "val"]
     if not len(chosen):
         raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
-    return data.Images(images.images[chosen], images.labels[chosen], chosen)
+    return data.Images(images.images[chosen], images.targets[chosen], chosen)
 
 
 def _limited(images: Images, options: Namespace) -> Images:
@@ -196,10 +194,9 @@ def _limited(images: Images, options: Namespace) -> Images:
         return images
     if not 1 <= options.limit <= len(images):
         raise ConfigError(f"--limit is {options.limit:,}, expected 1 to {len(images):,}, the images that there are")
-    assert images.labels is not None
-    _, chosen = splits.split(images.labels, options.limit, 0)
+    _, chosen = splits.split(images.targets, options.limit, 0)
     ids = None if images.ids is None else images.ids[chosen]
-    return data.Images(images.images[chosen], images.labels[chosen], ids)
+    return data.Images(images.images[chosen], images.targets[chosen], ids)
 
 
 def _evaluate_shift(
@@ -215,13 +212,12 @@ def _evaluate_shift(
     """Score corrupted images; `result` and `remedies` are completed, and what a person reads is returned."""
     from budgetnet import cifar, data, pictures, robustness, shift
 
-    labels, ids = images.labels, images.ids
-    assert labels is not None
+    labels, ids = images.targets, images.ids
     assert ids is not None
     shift.require_size(*images.images.shape[2:])
     official = None
-    if options.split == "test" and dataset.test.labels is not None:
-        official = cifar.locate_corrupted(dataset.name, options.data or data.default_folder(), dataset.test.labels)
+    if options.split == "test":
+        official = cifar.locate_corrupted(dataset.name, options.data or data.default_folder(), dataset.test.targets)
 
     def corrupted(name: str, severity: int) -> torch.Tensor:
         if official is not None:
