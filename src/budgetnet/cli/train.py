@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
 from budgetnet.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from budgetnet.progress import Progress
 
 
@@ -35,8 +37,8 @@ def run(arguments: list[str]) -> int:
         raise
 
 
-def _prepare(arguments: list[str]) -> Callable[[], int]:
-    """Read the options; what is to be done then."""
+@cache  # it keeps nothing of what it parses, and making it takes half a second
+def _parser() -> ArgumentParser:
     import jsonargparse
 
     from budgetnet import config as configuration
@@ -70,6 +72,14 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     configuration.add_options(parser)
+    return parser
+
+
+def _prepare(arguments: list[str]) -> Callable[[], int]:
+    """Read the options; what is to be done then."""
+    from budgetnet import config as configuration
+
+    parser = _parser()
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return lambda: 0
