@@ -5,7 +5,7 @@ code that nothing needs; for one that means the same as the original `equivalent
 
 The tests that run the changed statement are tried until one fails, the quickest first. What is heavy is imported once:
 each mutant is a fork of that process, in which budgetnet is imported anew. A command that a test starts runs the module
-as it is. Tests that take ten times as long as they should have noticed.
+as it is. Tests that compute three times as long as they should have noticed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import math
 import os
 import random
 import resource
@@ -59,7 +60,7 @@ class Changed(SourceFileLoader):
 
 
 class Reached:
-    """A plugin that notes of each test how long it takes, and which lines of a file it runs when it runs alone."""
+    """A plugin that notes of each test how long it computes, and which lines of a file it runs when it runs alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -81,13 +82,13 @@ class Reached:
             for value in list(vars(module).values()):
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()  # or only the first test would be seen to run what is behind it
-        began, self.lines = time.monotonic(), set()
+        began, self.lines = time.process_time(), set()
         sys.settrace(trace)
         try:
             return (yield)
         finally:
             sys.settrace(None)
-            self.tests[item.nodeid] = time.monotonic() - began, sorted(self.lines)
+            self.tests[item.nodeid] = time.process_time() - began, sorted(self.lines)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
@@ -113,17 +114,23 @@ class Chosen:
 
 
 def forked(work: Callable[[], int], seconds: float) -> int | None:
-    """What `work` says in a process of its own, below 0 if it was killed, or None if it was not done in time."""
+    """What `work` says in a process of its own, below 0 if that died, or None after ten times the seconds.
+
+    Args:
+        work: must end with a number.
+        seconds: of computing, whoever else does; it dies of more.
+    """
     pid = os.fork()
     if not pid:
         with contextlib.suppress(BaseException):
             os.setsid()
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             os._exit(work())
         os._exit(99)
-    end, status = time.monotonic() + seconds, 0
+    end, status = time.monotonic() + 10 * seconds, 0
     try:
         while time.monotonic() < end:
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -181,7 +188,7 @@ class Trial:
         of_all = change.lines is None or self.shared.intersection(change.lines)
         found = [test for test, (_, lines) in self.tests.items() if of_all or {*change.lines}.intersection(lines)]
         found.sort(key=lambda test: self.tests[test][0])
-        seconds = 20 + 10 * sum(self.tests[test][0] for test in found)
+        seconds = 5 + 3 * sum(self.tests[test][0] for test in found)
         return bool(found) and forked(lambda: self._pytest(tree, Chosen(found)), seconds) not in NOTHING_FAILED
 
 

@@ -44,7 +44,7 @@ trial = Trial("planted", path, [Path("test_planted.py").resolve()], Path.cwd())
 for change, tree in changes(path.read_text()):
     if not trial.notices(change, tree):
         print(change.code, "|", change.change)
-print(forked(lambda: 3, 60), forked(lambda: 1 / 0, 60), forked(lambda: time.sleep(60), 0.1), forked(os.abort, 60))
+print(forked(lambda: 3, 60), forked(lambda: 1 / 0, 60), forked(lambda: time.sleep(60), 0.01), forked(os.abort, 60))
 """
 
 

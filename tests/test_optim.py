@@ -583,7 +583,25 @@ def test_a_gradient_of_nothing_leads_nowhere():
         assert torch.equal(network.weight, before)
 
 
-@pytest.mark.parametrize(("steps", "alpha"), [(1, 0.3), (3, 0.5), (5, 1.0)])
+@pytest.mark.parametrize("size", [1e-14, 1e-12, 1e-10])
+def test_a_gradient_of_next_to_nothing_leads_no_further_than_others(size):
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.grad = torch.full((1, 1), size)
+    before = network.weight.item()
+    with ascended(network, 0.5):
+        assert 0 <= network.weight.item() - before < 0.5001
+
+
+def test_what_has_no_gradient_stays_where_it_is_on_the_way_up():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    network(torch.ones(1, 2)).sum().backward()
+    before = network[1].weight.clone()
+    with ascended(network, 0.5):
+        assert torch.equal(network[1].weight, before)
+        assert network[0].weight.grad is not None
+
+
+@pytest.mark.parametrize(("steps", "alpha"), [(1, 0.3), (2, 0.8), (3, 0.5), (5, 1.0)])
 def test_lookahead_equals_an_explicit_loop(steps, alpha):
     torch.manual_seed(0)
     network = Small()
@@ -604,6 +622,9 @@ def test_lookahead_equals_an_explicit_loop(steps, alpha):
         torch.testing.assert_close({name: found[name] for name in slow}, slow, rtol=1e-4, atol=1e-6)
     assert network.training
     assert not lookahead.network.training
+    assert lookahead.updates == 10
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in lookahead.network.parameters())
 
 
 # ---------------------------------------------------------------------------------------- weight average

@@ -219,7 +219,7 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: i
         case "constant" | "plateau":
             return 1.0
         case "cosine":
-            return _cosine((step - warmup) / max(1.0, total - warmup), 1.0, config.floor)
+            return _cosine((step - warmup) / (total - warmup), 1.0, config.floor)
         case "multistep":
             return max(config.floor, config.gamma ** sum(epoch >= milestone for milestone in config.milestones))
         case "exponential":
