@@ -694,7 +694,9 @@ def test_an_equal_average_is_the_mean_of_all_it_was_given_and_of_nothing_else():
 
 def test_estimated_norms_have_the_mean_statistics_of_the_batches_and_all_else_is_as_in_evaluation():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(2, momentum=0.4)).eval()
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(2, momentum=0.4))
+    network(torch.randn(8, 2, 5, 5) - 7)  # what the norms knew before, they forget
+    network.eval()
     batches = [3 + 2 * torch.randn(8, 2, 5, 5) for _ in range(4)]
     state = torch.get_rng_state()
     estimate_norms(network, iter(batches))

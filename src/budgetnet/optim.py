@@ -294,7 +294,6 @@ class WeightAverage:
         self.decay = decay
         self.updates = 0
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take the weights of `network` into the average."""
         t = self.updates
