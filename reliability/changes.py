@@ -41,6 +41,11 @@ class Change:
     lines: range | None
     """Of the statement that is changed; None if it runs as the module is imported."""
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """What stays as it is when other lines of the module change."""
+        return self.code, self.change
+
 
 def changes(source: str) -> Iterator[tuple[Change, ast.Module]]:
     """Each change with the tree that has it, until the next is asked for."""
@@ -68,7 +73,7 @@ def _text(node: ast.AST) -> str:
 def _places(parent: Any, line: int, lines: range | None, inside: bool) -> Iterator[tuple[Any, ...]]:
     """Every node with where it hangs, its line, and the lines of its statement."""
     for field, value in ast.iter_fields(parent):
-        if field in UNCHANGED:
+        if field in UNCHANGED or (_is_zip(parent) and field == "keywords"):  # strict asserts what always holds
             continue
         for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(node, ast.AST) or _is_text(node) or _is_for_types(node):
@@ -90,6 +95,10 @@ def _is_text(node: ast.AST) -> bool:
 
 def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _is_zip(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "zip"
 
 
 def _without(node: Any, field: str) -> Iterator[Any]:
@@ -117,10 +126,8 @@ def _instead(node: Any) -> Iterator[Any]:
             yield from (body, orelse)
         case ast.Slice(lower, upper, step):
             yield from [ast.Slice(None, upper, step)] * bool(lower) + [ast.Slice(lower, None, step)] * bool(upper)
-        case ast.Call(keywords=keywords):
-            for keyword, fewer in zip(keywords, _without(node, "keywords"), strict=True):
-                if keyword.arg != "strict":  # of zip: it asserts what always holds
-                    yield fewer
+        case ast.Call() if not _is_zip(node):
+            yield from _without(node, "keywords")
         case ast.comprehension():
             yield from _without(node, "ifs")
         case ast.ExceptHandler(type=ast.Tuple() as kinds):

@@ -3,9 +3,9 @@
 `make mutants MODULE=optim` does so to optim.py by tests/test_optim.py. A mutant that survives asks for a test, or shows
 code that nothing needs; for one that means the same as the original `equivalent.yaml` says why.
 
-The tests that run the changed statement are tried until one fails, the quickest first; if none does, all are. What is
-heavy is imported once: each mutant is a fork of that process, in which budgetnet is imported anew. A command that a
-test starts runs the module as it is. Tests that take ten times as long as they should have noticed.
+The tests that run the changed statement are tried until one fails, the quickest first. What is heavy is imported once:
+each mutant is a fork of that process, in which budgetnet is imported anew. A command that a test starts runs the module
+as it is. Tests that compute three times as long as they should have noticed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
+import math
 import os
 import random
 import resource
@@ -33,6 +35,7 @@ from typing import Any
 import pytest
 import yaml
 from changes import Change, changes
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).parent / "equivalent.yaml"
@@ -57,34 +60,45 @@ class Changed(SourceFileLoader):
 
 
 class Reached:
-    """A plugin that notes of each test how long it takes, and which lines of a file it runs when it runs alone."""
+    """A plugin that notes of each test how long it computes, and which lines of a file it runs when it runs alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         self.tests: dict[str, tuple[float, list[int]]] = {}
+        self.lines: set[int] = set()
+        self.shared: set[int] = set()  # by fixtures of several tests
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Around a test and the fixtures that it is the first to need."""
-        lines: set[int] = set()
 
         def trace(frame: Any, event: str, _: object) -> Any:
             if frame.f_code.co_filename != self.path:
                 return None
-            lines.add(frame.f_lineno)
+            self.lines.add(frame.f_lineno)
             return trace
 
         for module in [module for name, module in sys.modules.items() if name.startswith(("budgetnet.", "test_"))]:
             for value in list(vars(module).values()):
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()  # or only the first test would be seen to run what is behind it
-        began = time.monotonic()
+        began, self.lines = time.process_time(), set()
         sys.settrace(trace)
         try:
             return (yield)
         finally:
             sys.settrace(None)
-            self.tests[item.nodeid] = time.monotonic() - began, sorted(lines)
+            self.tests[item.nodeid] = time.process_time() - began, sorted(self.lines)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+        """Around a fixture's first part."""
+        own = self.lines
+        self.lines = own if fixturedef.scope == "function" else self.shared
+        try:
+            return (yield)
+        finally:
+            self.lines = own
 
 
 @dataclass
@@ -100,17 +114,23 @@ class Chosen:
 
 
 def forked(work: Callable[[], int], seconds: float) -> int | None:
-    """What `work` says in a process of its own, below 0 if it was killed, or None if it was not done in time."""
+    """What `work` says in a process of its own, below 0 if that died, or None after ten times the seconds.
+
+    Args:
+        work: must end with a number.
+        seconds: of computing, whoever else does; it dies of more.
+    """
     pid = os.fork()
     if not pid:
         with contextlib.suppress(BaseException):
             os.setsid()
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
             os._exit(work())
         os._exit(99)
-    end, status = time.monotonic() + seconds, 0
+    end, status = time.monotonic() + 10 * seconds, 0
     try:
         while time.monotonic() < end:
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -141,19 +161,23 @@ class Trial:
 
             def trace() -> int:
                 code = self._pytest(ast.parse(path.read_text()), reached)
-                note.write_text(json.dumps([reached.tests, sorted(sys.modules)]))
+                note.write_text(json.dumps([reached.tests, sorted(reached.shared), sorted(sys.modules)]))
                 return code
 
             if code := forked(trace, 3600):
                 raise SystemExit(f"the tests of {name} fail without any change (pytest ends with {code})")
-            self.tests, modules = json.loads(note.read_text())
+            self.tests, shared, modules = json.loads(note.read_text())
         for module in modules:
             with contextlib.suppress(Exception):
                 found = None if module.split(".")[0] == name.split(".")[0] else importlib.util.find_spec(module)
                 if found and found.origin and found.origin.startswith((sys.prefix, sys.base_prefix)):
                     importlib.import_module(module)  # once, here, where all mutants have it
+        self.shared = {*shared}
+        gc.freeze()  # or pytest, which collects garbage, would go through all of it in each
 
     def _pytest(self, tree: ast.Module, plugin: object) -> int:
+        settings.register_profile("fast", phases=[Phase.explicit, Phase.generate])  # a failure as found is enough
+        settings.load_profile("fast")
         sys.meta_path.insert(0, Changed(self.name, self.path, tree))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"]
@@ -161,13 +185,11 @@ class Trial:
 
     def notices(self, change: Change, tree: ast.Module) -> bool:
         """Whether a test fails, or nothing ends."""
-        every = sorted(self.tests, key=lambda test: self.tests[test][0])
-        reaching = [test for test in every if change.lines is None or {*change.lines} & {*self.tests[test][1]}]
-        for tests in [reaching, every] if len(reaching) < len(every) else [every]:
-            limit = 20 + 10 * sum(self.tests[test][0] for test in tests)
-            if tests and forked(lambda tests=tests: self._pytest(tree, Chosen(tests)), limit) not in NOTHING_FAILED:
-                return True
-        return False
+        of_all = change.lines is None or self.shared.intersection(change.lines)
+        found = [test for test, (_, lines) in self.tests.items() if of_all or {*change.lines}.intersection(lines)]
+        found.sort(key=lambda test: self.tests[test][0])
+        seconds = 5 + 3 * sum(self.tests[test][0] for test in found)
+        return bool(found) and forked(lambda: self._pytest(tree, Chosen(found)), seconds) not in NOTHING_FAILED
 
 
 def main() -> None:
@@ -179,36 +201,42 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", help="files of tests (default tests/test_MODULE.py)")
     parser.add_argument("--sample", type=int, help="so many mutants, drawn by chance (default all)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+    parser.add_argument("--again", action="store_true", help="only what the record says survived: tests were added")
     options = parser.parse_args()
     source = ROOT / "src" / "budgetnet" / f"{options.module.replace('.', '/')}.py"
-    tests = options.tests or [f"tests/test_{options.module}.py"]
-    command = " ".join(["python reliability/mutants.py", *sys.argv[1:]])
-    began = time.monotonic()
-    total = sum(1 for _ in changes(source.read_text()))
-    chosen = {*random.Random(options.seed).sample(range(total), min(total, options.sample or total))}
-    trial = Trial(f"budgetnet.{options.module}", source, [ROOT / test for test in tests])
-    print(f"{len(chosen)} of {total} mutants, {len(trial.tests)} tests", flush=True)
-    known = yaml.safe_load(EQUIVALENT.read_text())
-    why = {(one["code"], one["change"]): one["why"] for one in known.get(options.module) or []}
+    files = options.tests or [f"tests/test_{options.module}.py"]
+    record, began = faults.RECORDS / f"mutants-{options.module}.json", time.monotonic()
+    all_changes = [change for change, _ in changes(source.read_text())]
+    if options.again:
+        before = json.loads(record.read_text())
+        names = {(one["code"], one["change"]) for one in before["survivors"]}
+        chosen = {number for number, change in enumerate(all_changes) if change.name in names}
+        command, (fault,), began = before["command"], before["faults"], began - before["seconds"]
+        tried, what = fault["tried"], fault["fault"]
+    else:
+        tried = min(len(all_changes), options.sample or len(all_changes))
+        chosen = {*random.Random(options.seed).sample(range(len(all_changes)), tried)}
+        some = "" if tried == len(all_changes) else f", drawn by chance from {len(all_changes)}"
+        command, what = " ".join(["python reliability/mutants.py", *sys.argv[1:]]), f"{source.name} is changed{some}"
+    trial = Trial(f"budgetnet.{options.module}", source, [ROOT / file for file in files])
+    print(f"{len(chosen)} of {len(all_changes)} changes, {len(trial.tests)} tests", flush=True)
+    known = yaml.safe_load(EQUIVALENT.read_text()).get(options.module) or []
+    why = {(one["code"], change): one["why"] for one in known for change in one["changes"]}
     survivors = []
     for number, (change, tree) in enumerate(changes(source.read_text())):
         if number in chosen and not trial.notices(change, tree):
-            reason = why.get((change.code, change.change))
-            survivors.append({"line": change.line, "code": change.code, "change": change.change, "equivalent": reason})
+            place = {"line": change.line, "code": change.code, "change": change.change}
+            survivors.append({**place, "equivalent": why.get(change.name)})
             print(f"{source.name}:{change.line}: {change.code}\n    {change.change}", flush=True)
-            print(f"    the same: {reason}" if reason else "", flush=True)
-    open_ones = sum(one["equivalent"] is None for one in survivors)
-    some = f" ({len(chosen)} of {total} changes, drawn by chance)" if options.sample else ""
-    fault = faults.Fault(
-        fault=f"a change of {source.name} in one place{some}",
-        held=f"a test of {' or '.join(Path(test).name for test in tests)} fails, or the change means the same",
-        tried=len(chosen),
-        survived=len(chosen) - open_ones,
-    )
-    figures = {"killed": f"{len(chosen) - len(survivors):,}", "the same": f"{len(survivors) - open_ones:,}"}
+            print(f"    means the same: {why[change.name]}" if change.name in why else "", flush=True)
+        print(f"\r{number + 1}", end="\r", file=sys.stderr, flush=True)
+    unexplained = sum(one["equivalent"] is None for one in survivors)
+    held = f"a test of {' or '.join(Path(file).name for file in files)} fails, or the change means the same"
+    fault = faults.Fault(fault=what, held=held, tried=tried, survived=tried - unexplained)
+    figures = {"means the same": f"{len(survivors) - unexplained:,}", "not noticed": f"{unexplained:,}"}
     seconds = time.monotonic() - began
-    print(faults.write(f"mutants-{options.module}", command, [fault], seconds, figures, survivors=survivors))
-    sys.exit(open_ones > 0)
+    print(faults.write(record.stem, command, [fault], seconds, figures, survivors=survivors))
+    sys.exit(unexplained > 0)
 
 
 if __name__ == "__main__":

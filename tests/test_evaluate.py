@@ -185,6 +185,32 @@ def test_an_engine_stands_for_its_network_also_with_no_images():
     assert predict_logits(engine, images[:0], MEAN, STD).shape == (0, 7)
 
 
+def test_an_engine_takes_no_precision():
+    engine = compile_network(a_network().eval(), (3, 20, 24))
+    with pytest.raises(ValueError, match=r"^precision is torch\.bfloat16, but an engine computes in what it was"):
+        predict_logits(engine, some_images(1), MEAN, STD, precision=torch.bfloat16)
+
+
+def test_a_precision_is_what_the_network_computes_in_and_32_bits_are_none():
+    network, images = a_network(), some_images(3)
+    seen = []
+    network[-1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    narrow = predict_logits(network, images, MEAN, STD, precision=torch.bfloat16)
+    plain = [predict_logits(network, images, MEAN, STD, precision=what) for what in (None, torch.float32)]
+    assert set(seen[:1]) == {torch.bfloat16}
+    assert set(seen[-2:]) == {torch.float32}
+    assert narrow.dtype == torch.float32
+    assert torch.equal(*plain)
+    torch.testing.assert_close(narrow, plain[0], rtol=0.1, atol=0.1)
+
+
+def test_a_network_without_parameters_runs_where_the_images_are():
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = some_images(3)
+    logits = predict_logits(network, images, MEAN, STD)
+    torch.testing.assert_close(logits, normalize(images, MEAN, STD).mean((2, 3)))
+
+
 def test_logits_that_are_not_finite_are_refused():
     network = a_network()
     network[-1].bias.data[3] = math.nan
@@ -356,6 +382,75 @@ def test_a_rendering_of_many_classes_shows_the_largest_confusion_first_instead()
     text = render(score_labels(predicted, true, 100), [f"name{i}" for i in range(100)])
     confusions = text.split("most frequent confusions")[1].split("\n")[1:]
     assert [line.split() for line in confusions] == [["5", "name7", "->", "name42"]]
+
+
+def test_a_rendering_of_few_classes_is_this_table_and_this_matrix():
+    logits = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 3], [1, 0, 0]])
+    scores = score(logits, torch.tensor([0, 1, 1, 1]))
+    assert render(scores, ["cat", "a long name of a class", "dog"]).split("\n") == [
+        "accuracy   50.00 %   (95 % interval 15.00 % to 85.00 %, 4 images)",
+        "loss        1.3593     (cross-entropy, nats)",
+        "ECE        31.87 %   (expected calibration error)",
+        "",
+        "  class                 precision    recall    images",
+        "0 cat                     50.00 %  100.00 %         1",
+        "1 a long name of a cl…   100.00 %   33.33 %         3",
+        "2 dog                      0.00 %         -         0",
+        "",
+        "true class \\ predicted",
+        "                       0 1 2",
+        "0 cat                  1 . .",
+        "1 a long name of a cl… 1 1 1",
+        "2 dog                  . . .",
+    ]
+
+
+def test_a_rendering_of_eleven_classes_has_the_top_5_and_columns_as_wide_as_the_numbers_of_classes():
+    lines = render(score(3 * torch.eye(11), torch.arange(11)), ["c"] * 11).split("\n")
+    assert lines[1] == "top-5     100.00 %"
+    assert lines[5] == "   class  precision    recall    images"
+    assert lines[6] == " 0 c       100.00 %  100.00 %         1"
+    assert lines[-12] == "          0  1  2  3  4  5  6  7  8  9 10"
+    assert lines[-1] == "10 c      .  .  .  .  .  .  .  .  .  .  1"
+
+
+def test_of_more_than_twenty_classes_those_of_lowest_recall_are_listed_in_their_order_and_twenty_confusions():
+    true = torch.arange(25).repeat(3)
+    true = true[true != 5]  # a class without images has no recall, and is not among the lowest
+    predicted = torch.where(true == 24, 0, true)
+    predicted[:24] = 3  # one of each class
+    lines = render(score_labels(predicted, true, 25), [f"name{i}" for i in range(25)]).split("\n")
+    listed = [int(line.split()[0]) for line in lines[3:23]]
+    assert listed == [0, 1, 2, 4, *range(6, 21), 24]
+    assert lines[2] == "   class   precision    recall    images"
+    assert lines[3] == " 0 name0     50.00 %   66.67 %         3"
+    assert lines[22] == "24 name24          -    0.00 %         3"
+    assert lines[23:26] == [
+        "(the 20 of 25 classes with the lowest recall)",
+        "",
+        "most frequent confusions (images, true -> predicted)",
+    ]
+    assert lines[26:29] == ["        2  name24 -> name0", "        1  name0  -> name3", "        1  name1  -> name3"]
+    assert len(lines) == 26 + 20
+    assert lines[-1] == "        1  name20 -> name3"
+
+
+def test_twenty_classes_are_all_listed_and_a_matrix_is_shown_where_80_columns_hold_it():
+    labels = torch.arange(20)
+    scores = score_labels(labels, labels, 20)
+    assert len(render(scores, ["a" * 20] * 20).split("\n")) == 3 + 20 + 2
+    assert render(scores, ["a" * 20] * 20).endswith("\nno confusions")
+    assert max(map(len, render(scores, ["a" * 17] * 20).split("\n"))) == 80
+    assert "no confusions" not in render(scores, ["a" * 17] * 20)
+    assert "no confusions" in render(scores, ["a" * 18] * 20)
+
+
+def test_names_of_confusions_are_cut_at_thirty_columns_and_control_characters_shown_as_question_marks():
+    scores = score_labels(torch.tensor([1, 0]), torch.tensor([0, 1]), 21)
+    names = ["a" * 31, "b" * 30, *["\n"] * 19]
+    text = render(scores, names)
+    assert f"        1  {'a' * 29}… -> {'b' * 30}\n        1  {'b' * 30} -> {'a' * 29}…" in text
+    assert " 2 ?  " in text
 
 
 def test_a_rendering_of_labels_alone_has_no_loss():

@@ -44,7 +44,7 @@ trial = Trial("planted", path, [Path("test_planted.py").resolve()], Path.cwd())
 for change, tree in changes(path.read_text()):
     if not trial.notices(change, tree):
         print(change.code, "|", change.change)
-print(forked(lambda: 3, 60), forked(lambda: 1 / 0, 60), forked(lambda: time.sleep(60), 0.1), forked(os.abort, 60))
+print(forked(lambda: 3, 60), forked(lambda: 1 / 0, 60), forked(lambda: time.sleep(60), 0.01), forked(os.abort, 60))
 """
 
 
@@ -74,7 +74,8 @@ def test_what_survives_is_what_the_tests_leave_open_and_what_means_the_same(tmp_
         ("a + b", ["a - b"]),
         ("a if b else c", ["a", "c"]),
         ("a[b:c]", [":c", "b:"]),
-        ("a(b=c, strict=d)", ["a(strict=d)"]),
+        ("a(b=c, d=e)", ["a(d=e)", "a(b=c)"]),
+        ("zip(a, 1, strict=True)", ["2", "0"]),
         ("3", ["4", "2"]),
         ("0.5", ["1.5"]),
         ("True", ["False"]),

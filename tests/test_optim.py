@@ -15,6 +15,7 @@ from budgetnet import models, optim
 from budgetnet.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from budgetnet.optim import (
     Lookahead,
+    Muon,
     Plateau,
     WeightAverage,
     ascended,
@@ -346,9 +347,9 @@ class Small(nn.Module):
     def __init__(self):
         super().__init__()
         # No bias before a norm: its gradient is rounding noise, which Adam would magnify.
-        self.conv = nn.Conv2d(2, 4, 3, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4, 3)
+        self.conv = nn.Conv2d(2, 5, 3, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.linear = nn.Linear(5, 3)
 
     def forward(self, x):
         return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
@@ -438,6 +439,26 @@ def test_muon_orthogonalises_the_updates_of_convolutions_and_is_nesterovs_moment
     torch.testing.assert_close(found, trained(theirs, Reference(), rates), rtol=1e-4, atol=1e-6)
 
 
+def test_muon_updates_groups_that_say_nothing_as_nesterovs_momentum_without_decay():
+    torch.manual_seed(0)
+    ours = Small()
+    theirs = copy.deepcopy(ours)
+    muon = Muon([{"params": list(ours.parameters())}], 0.02, 0.6)
+    assert muon.param_groups[0]["lr"] == 0.02
+    plain = torch.optim.SGD(theirs.parameters(), 0.02, momentum=0.6, nesterov=True, **PLAIN)
+    found = trained(ours, muon, [0.01] * 3)
+    torch.testing.assert_close(found, trained(theirs, plain, [0.01] * 3), rtol=1e-4, atol=1e-6)
+
+
+def test_muon_leaves_what_has_no_gradient_as_it_is():
+    used, unused, alone = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    muon = Muon([{"params": [unused, used]}, {"params": [alone]}], 0.1, 0.6)
+    used.sum().backward()
+    muon.step()
+    assert used.tolist() == pytest.approx([1 - 0.1 * 1.6] * 2)
+    assert unused.tolist() == alone.tolist() == [1, 1]
+
+
 @quick
 @given(
     rows=st.integers(1, 24),
@@ -455,6 +476,28 @@ def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_toward
     large = values > 0.05 * values.norm()
     assert ((core.diagonal()[large] > 0.3) & (core.diagonal()[large] < 1.3)).all()
     assert (core.diagonal() > -1e-3).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (1, 4)])
+def test_orthogonalising_takes_the_singular_values_three_times_through_jordans_polynomial(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(3):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(orthogonalize(matrix).double(), u @ torch.diag(values) @ v, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_orthogonalising_computes_in_32_bits_on_a_cpu_whatever_the_matrix_has(dtype):
+    matrix = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert orthogonalize(matrix).dtype == dtype
+    assert torch.equal(orthogonalize(matrix), orthogonalize(matrix.float()).to(dtype))
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-7, 1e-6])
+def test_orthogonalising_next_to_nothing_gives_nothing_large(size):
+    assert 0 <= orthogonalize(torch.full((1, 1), size)).item() < 1.3
 
 
 def test_orthogonalising_nothing_gives_nothing():
@@ -543,7 +586,25 @@ def test_a_gradient_of_nothing_leads_nowhere():
         assert torch.equal(network.weight, before)
 
 
-@pytest.mark.parametrize(("steps", "alpha"), [(1, 0.3), (3, 0.5), (5, 1.0)])
+@pytest.mark.parametrize("size", [1e-14, 1e-12, 1e-10])
+def test_a_gradient_of_next_to_nothing_leads_no_further_than_others(size):
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.grad = torch.full((1, 1), size)
+    before = network.weight.item()
+    with ascended(network, 0.5):
+        assert 0 <= network.weight.item() - before < 0.5001
+
+
+def test_what_has_no_gradient_stays_where_it_is_on_the_way_up():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    network(torch.ones(1, 2)).sum().backward()
+    before = network[1].weight.clone()
+    with ascended(network, 0.5):
+        assert torch.equal(network[1].weight, before)
+        assert network[0].weight.grad is not None
+
+
+@pytest.mark.parametrize(("steps", "alpha"), [(1, 0.3), (2, 0.8), (3, 0.5), (5, 1.0)])
 def test_lookahead_equals_an_explicit_loop(steps, alpha):
     torch.manual_seed(0)
     network = Small()
@@ -564,6 +625,9 @@ def test_lookahead_equals_an_explicit_loop(steps, alpha):
         torch.testing.assert_close({name: found[name] for name in slow}, slow, rtol=1e-4, atol=1e-6)
     assert network.training
     assert not lookahead.network.training
+    assert lookahead.updates == 10
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in lookahead.network.parameters())
 
 
 # ---------------------------------------------------------------------------------------- weight average
@@ -633,7 +697,9 @@ def test_an_equal_average_is_the_mean_of_all_it_was_given_and_of_nothing_else():
 
 def test_estimated_norms_have_the_mean_statistics_of_the_batches_and_all_else_is_as_in_evaluation():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(2, momentum=0.4)).eval()
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(2, momentum=0.4))
+    network(torch.randn(8, 2, 5, 5) - 7)  # what the norms knew before, they forget
+    network.eval()
     batches = [3 + 2 * torch.randn(8, 2, 5, 5) for _ in range(4)]
     state = torch.get_rng_state()
     estimate_norms(network, iter(batches))

@@ -20,7 +20,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 
     Norm biases learn at `config.bias_lr` times the learning rate, linear layers at `config.head_lr` times; parameters
     of one dimension (norms and biases) are decayed only with `config.decay_norms`. A group's `lr_factor` multiplies the
-    scheduled learning rate; with muon, `orthogonal` says whether its updates are orthogonalised: convolutions' are.
+    scheduled learning rate; `orthogonal` says whether muon orthogonalises its updates: those of convolutions.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()  # a parameter that two modules share is updated once
@@ -36,8 +36,13 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
             orthogonal = config.name == "muon" and parameter.ndim == 4
             groups.setdefault((lr_factor, decay, orthogonal), []).append(parameter)
     return [
-        {"params": parameters, "lr_factor": lr_factor, "lr": config.lr * lr_factor, "weight_decay": decay}
-        | ({"orthogonal": orthogonal} if config.name == "muon" else {})
+        {
+            "params": parameters,
+            "lr_factor": lr_factor,
+            "lr": config.lr * lr_factor,
+            "weight_decay": decay,
+            "orthogonal": orthogonal,
+        }
         for (lr_factor, decay, orthogonal), parameters in groups.items()
     ]
 
@@ -216,7 +221,7 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: i
         case "constant" | "plateau":
             return 1.0
         case "cosine":
-            return _cosine((step - warmup) / max(1.0, total - warmup), 1.0, config.floor)
+            return _cosine((step - warmup) / (total - warmup), 1.0, config.floor)
         case "multistep":
             return max(config.floor, config.gamma ** sum(epoch >= milestone for milestone in config.milestones))
         case "exponential":
@@ -291,7 +296,6 @@ class WeightAverage:
         self.decay = decay
         self.updates = 0
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take the weights of `network` into the average."""
         t = self.updates
