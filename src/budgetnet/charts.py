@@ -25,7 +25,7 @@ _MOST_DOTS, _MOST_HITS = 24, 160
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A series of values over x, with the name that the legend has."""
+    """A series of values over x, with the name that the legend has; dashed or not, whatever the colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -33,7 +33,6 @@ class Line:
     colour: int = 0
     """Which of the palette; from `COLOURS` on they come again, dashed."""
     dashed: bool = False
-    """Whatever the colour."""
     band: Sequence[tuple[float, float, float]] = ()
     """x, and the lowest and highest of what the line is the mean of."""
 

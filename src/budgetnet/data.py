@@ -39,6 +39,7 @@ class Dataset:
     """A labelled training set and test set of the same classes."""
 
     name: str
+    """What `--dataset` calls it."""
     classes: tuple[str, ...]
     train: Images
     test: Images
@@ -201,7 +202,11 @@ def _load_source(source: sources.Source, image_size: int, decoding: cache.Progre
 
 
 def stats(images: Images) -> Statistics:
-    """Count the classes and compute the mean and standard deviation of each channel, exactly, in float64."""
+    """Count the classes and compute the mean and standard deviation of each channel, exactly, in float64.
+
+    Raises:
+        DataError: there are no pixels.
+    """
     pixels = images.images.numpy()
     n, channels, height, width = pixels.shape
     if pixels.size == 0:

@@ -31,12 +31,15 @@ class Source:
     """A training set and a test set that were looked through, but for their pixels; training images come first."""
 
     root: Path
+    """The folder that holds it."""
     kind: str
     """What messages call it: "image folder tree", "tar shards" or "Parquet files"."""
     classes: tuple[str, ...]
+    """Their names, in the order of the labels."""
     labels: Tensor
     """int64 (n,)."""
     train_size: int
+    """How many of the images are for training."""
     shards: int
     """How many there are; 0 of a folder tree."""
     names: tuple[str, ...] | None

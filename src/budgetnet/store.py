@@ -42,11 +42,16 @@ class Record:
     """
 
     experiment: str
+    """Name of the MLflow experiment."""
     name: str = ""
+    """Of the run in MLflow."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the run in MLflow, besides the key."""
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     tracking_uri: str = ""
+    """Of the store, its password masked; empty is the default one."""
     run_id: str | None = None
+    """What the store calls the run; None until it has answered."""
     begun: int = field(default_factory=lambda: int(time.time() * 1000))
     """When the run was first to be copied, in milliseconds since 1970: the times of its points count from there."""
     sent: bool = False
