@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from budgetnet.errors import ConfigError
+from budgetnet.plainyaml import parse_yaml, require_plain
 from budgetnet.recipe import load_recipe
 
 
@@ -61,3 +62,30 @@ def test_so_is_such_a_value_on_the_command_line(value, tmp_path):
     for arguments in (["--experiment", value], [f"--experiment={value}"]):
         with pytest.raises(ConfigError):
             load_recipe(recipe(tmp_path, "epochs: 1"), arguments)
+
+
+@pytest.mark.parametrize(
+    ("most", "more", "message"),
+    [
+        ("x" * 65_536, "x" * 65_537, "it has more than 65,536 characters"),
+        ("[" * 20 + "]" * 20, "[" * 21 + "]" * 21, "it is nested more than 20 deep"),
+        (str(2**128 - 1), str(2**128), "a number of more than 128 bits"),
+        (f"-{2**128 - 1}", f"-{2**128}", "a number of more than 128 bits"),
+    ],
+)
+def test_a_limit_is_where_its_message_says(most, more, message):
+    parse_yaml(most)
+    require_plain({"key": [most]}, "file")
+    with pytest.raises(ValueError, match=message):
+        parse_yaml(more)
+    with pytest.raises(ConfigError, match=r"^file: .* (?:more than|deep)"):
+        require_plain({"key": [more]}, "file")
+    with pytest.raises(ConfigError, match=r"^file: .* (?:more than|deep)"):
+        require_plain({more: "value"}, "file")
+
+
+def test_a_text_within_a_text_is_looked_into_and_other_texts_are_texts():
+    require_plain(["a: b: c", "*", "[", "2026-11-24", 3, None, "'[1]'"], "file")
+    with pytest.raises(ConfigError, match=r"^file: .* cannot be a value: it has an alias"):
+        require_plain("'[&a 1, *a]'", "file")
+    assert parse_yaml("[2026-11-24, 1e3, 0x10, null, ~, yes]") == ["2026-11-24", "1e3", 16, None, None, True]
