@@ -5,6 +5,8 @@ import pathlib
 
 # On networks as small as those of tests, threads cost more than they save; for commands that tests run, too.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test asks for more of them all the same: one that waits is not to take a core from the others.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import html.parser
 import json

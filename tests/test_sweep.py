@@ -566,7 +566,8 @@ def databases():
 def test_two_workers_on_postgresql_share_a_study_and_train_each_trial_once(databases, tmp_path):
     uri = databases("sweeps").replace("+pg8000", "")
     assert "open%2Fsesame" in uri
-    arguments = ["--trials", "6", "--no-track", "--pruner", "none", "--study", "shared", *SHORT[:4]]
+    arguments = ["--trials", "6", "--no-track", "--pruner", "none", "--study", "shared"]
+    arguments += ["--epochs", "1", "--train-size", "64", "--val-size", "100"]
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "budgetnet", *command(tmp_path / name, *arguments, "--json")],
