@@ -227,11 +227,7 @@ def test_no_training_outlives_a_study_that_is_killed(tmp_path):
 
 def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shift, "COMMON", ("brightness",))
-<<<<<<< HEAD
-    config = load_recipe(SMOKE, ["--epochs", "1"])
-=======
-    config = configuration.load(SMOKE, ["--epochs", "1", "--train_size", "64"])
->>>>>>> w-tests
+    config = load_recipe(SMOKE, ["--epochs", "1", "--train_size", "64"])
     train(config, tmp_path / "run", track=False, test=False)
     job = ablate._Job(variant="", options=[], config=config, run=tmp_path / "run", shift=30)
     run = ["evaluate", str(tmp_path / "run"), "--split", "val", "--shift", "brightness", "--limit", "30", "--json"]

@@ -27,16 +27,11 @@ from budgetnet.recipe import load_recipe  # noqa: E402
 from budgetnet.train import train  # noqa: E402
 
 
-<<<<<<< HEAD
-def test_a_training_killed_again_and_again_ends_as_one_that_nobody_disturbed(tmp_path):
-    config = load_recipe(Path(death.OPTIONS[0]), death.OPTIONS[1:-2])
-=======
 def test_a_training_killed_again_and_again_ends_as_one_that_nobody_disturbed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         death, "OPTIONS", [*death.OPTIONS[:-2], "--val-size", "100", "--train-size", "438", *death.OPTIONS[-2:]]
     )
-    config = configuration.load(Path(death.OPTIONS[0]), death.OPTIONS[1:-2])
->>>>>>> w-tests
+    config = load_recipe(Path(death.OPTIONS[0]), death.OPTIONS[1:-2])
     train(config, tmp_path / "whole" / "run", track=False)
     chain = death.Chain(tmp_path / "killed", track=False)
     chain.folder.mkdir()
