@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,16 +210,40 @@ def check_remedies(options: Namespace) -> None:
         )
 
 
-def remedied(
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready for images, in the arithmetic and with the remedies that were asked for."""
+
+    exact: torch.nn.Module | Engine
+    """What computes in fp32."""
+    network: torch.nn.Module | Engine
+    """What computes in the arithmetic asked for; the same, if that is fp32."""
+    remedies: list[dict[str, Any]]
+    """What is done at test time."""
+    classify: Callable[[torch.Tensor], list[torch.Tensor]]
+    """From uint8 pixels (n, c, h, w) to their logits (n, classes): without any remedy, and after each."""
+
+
+def prepare(options: Namespace, classifier: Classifier, dataset: Dataset | None, trained: dict[str, Any]) -> Prepared:
+    """Compile the network, quantise it and fit remedies, as the options say; `dataset` is there where that needs it."""
+    from budgetnet import origin
+
+    network = exact = computing_network(options, classifier)
+    if options.precision == "int8":
+        assert dataset is not None
+        network = origin.quantize(classifier, dataset, trained)
+    remedies, classify = _remedied(options, classifier, network, dataset, trained)
+    return Prepared(exact, network, remedies, classify)
+
+
+def _remedied(
     options: Namespace,
     classifier: Classifier,
     network: torch.nn.Module | Engine,
     dataset: Dataset | None,
     trained: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], Callable[[torch.Tensor], list[torch.Tensor]]]:
-    """What is to be done at test time, and what gives the logits of images without it and after each remedy."""
-    from dataclasses import replace
-
+    """The `remedies` and `classify` of what is prepared."""
     import torch
 
     from budgetnet import evaluate

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from budgetnet.cli.common import command_parser
 from budgetnet.cli.model import (
     CHECKPOINT,
+    Prepared,
     add_data,
     add_device,
     add_engine,
@@ -19,13 +20,12 @@ from budgetnet.cli.model import (
     check_remedies,
     classifier_of,
     computed_by,
-    computing_network,
     dataset_of,
     fits,
     int8_cost,
     int8_line,
     logits_of,
-    remedied,
+    prepare,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from budgetnet.checkpoint import Classifier
     from budgetnet.data import Dataset
-    from budgetnet.engine import Engine
 
 
 _SHOWN, _WORTH_SHOWING = 5, 0.005  # of the classes of a single image: so many, and down to that probability
@@ -75,14 +74,11 @@ def _predict(options: Namespace) -> int:
     check_remedies(options)
     classifier = classifier_of(options)
     images = data.read_images(options.input, classifier.image_size)
-    network = computing_network(options, classifier)
     trained = origin.trained_on(options.checkpoint, classifier)
     dataset = _data_to_fit(options, classifier, trained)
-    if options.precision == "int8":
-        assert dataset is not None
-        network, cost = _quantized_for_prediction(options, classifier, network, dataset, trained)
-    remedies, classify = remedied(options, classifier, network, dataset, trained)
-    stages = classify(images.images)
+    ready = prepare(options, classifier, dataset, trained)
+    remedies = ready.remedies
+    stages = ready.classify(images.images)
     logits = stages[-1]
     for remedy, before, after in zip(remedies, stages, stages[1:], strict=False):
         remedy["predictions_changed"] = (before.argmax(1) != after.argmax(1)).double().mean().item()
@@ -93,11 +89,12 @@ def _predict(options: Namespace) -> int:
         "checkpoint": str(options.checkpoint),
         "input": str(options.input),
         "images": len(ids),
-        **computed_by(network),
+        **computed_by(ready.network),
         "tta": options.tta,
     }
     if options.precision == "int8":
-        result["int8"] = cost
+        assert dataset is not None
+        result["int8"] = _cost_of_int8(options, classifier, ready, dataset, trained)
     if remedies:
         result["remedies"] = remedies
     if options.output:
@@ -140,7 +137,7 @@ def _predict(options: Namespace) -> int:
     for remedy in remedies:
         print(render_predicted(remedy))
     if options.precision == "int8":
-        print(int8_line(cost))
+        print(int8_line(result["int8"]))
     if checkpoint.is_box(options.checkpoint):
         print("\n".join(("", *_about_the_box(classifier))), file=sys.stderr)
     return 0
@@ -232,19 +229,14 @@ def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, 
         raise DataError(f"{what}, named by --data: {error}") from error
 
 
-def _quantized_for_prediction(
-    options: Namespace,
-    classifier: Classifier,
-    exact: torch.nn.Module | Engine,
-    dataset: Dataset,
-    trained: dict[str, Any],
-) -> tuple[Engine, dict[str, Any]]:
-    """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
+def _cost_of_int8(
+    options: Namespace, classifier: Classifier, ready: Prepared, dataset: Dataset, trained: dict[str, Any]
+) -> dict[str, Any]:
+    """What int8 costs on the images that the model was chosen by, else was trained on."""
     from budgetnet import origin
 
     training, validation = origin.known_split(dataset, trained)
     split, chosen = ("val", validation) if len(validation) else ("train", origin.some_of(training, COST_IMAGES))
-    quantized = origin.quantize(classifier, dataset, trained)
     pixels = dataset.train.images[chosen]
-    before, after = (logits_of(network, classifier, pixels, options) for network in (exact, quantized))
-    return quantized, int8_cost(before, after, dataset.train.targets[chosen], split)
+    before, after = (logits_of(each, classifier, pixels, options) for each in (ready.exact, ready.network))
+    return int8_cost(before, after, dataset.train.targets[chosen], split)
