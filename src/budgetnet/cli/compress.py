@@ -10,7 +10,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import add_training, command_parser, progress_on, set_threads, stop_by_signal
+from budgetnet.cli.common import (
+    add_training,
+    command_parser,
+    leave_options,
+    progress_on,
+    set_threads,
+    stop_by_signal,
+)
 
 
 def add(commands: Any) -> None:
@@ -18,9 +25,7 @@ def add(commands: Any) -> None:
     command = command_parser(
         commands, "compress", _compress, "make a trained network smaller and faster, and train it further"
     )
-    command.allow_abbrev = False
-    command.set_defaults(further=[])  # what it does not know are options of the recipe
-    command.usage = "budgetnet compress MODEL (--sparsity S | --rank R | --distill-into RECIPE) [options]"
+    leave_options(command, "compress MODEL (--sparsity S | --rank R | --distill-into RECIPE)")
     command.add_argument("model", type=Path, metavar="MODEL", help="a finished run, or a model file")
     command.add_argument("--sparsity", type=float, metavar="S", help="share of the channels inside blocks to take out")
     command.add_argument("--rank", type=float, metavar="R", help="rank of convolutions, as a share of the full one")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser, progress_on
 from budgetnet.cli.model import (
+    Prepared,
     add_data,
     add_engine,
     add_model,
@@ -19,13 +19,12 @@ from budgetnet.cli.model import (
     check_remedies,
     classifier_of,
     computed_by,
-    computing_network,
     dataset_of,
     fits,
     int8_cost,
     int8_line,
     logits_of,
-    remedied,
+    prepare,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -84,35 +83,33 @@ def _evaluate(options: Namespace) -> int:
         assert dataset is not None
         images = _split_images(options, dataset, trained)
     images = _limited(images, options)
-    network = exact = computing_network(options, classifier)
-    if options.precision == "int8":
-        assert dataset is not None
-        network = origin.quantize(classifier, dataset, trained)
-    remedies, classify = remedied(options, classifier, network, dataset, trained)
+    ready = prepare(options, classifier, dataset, trained)
     result = {
         "checkpoint": str(options.checkpoint),
         "dataset": options.shift if dataset is None or outside else dataset.name,
         "split": options.split,
         "limit": options.limit,
-        **computed_by(network),
+        **computed_by(ready.network),
         "tta": options.tta,
     }
     labels = images.targets
     if corruptions:
         assert dataset is not None
         result["weights"] = checkpoint.digest({}, classifier.network.state_dict())
-        lines = _evaluate_shift(options, dataset, images, corruptions, severities, classify, remedies, result)
+        lines = _evaluate_shift(options, dataset, images, corruptions, severities, ready, result)
     else:
-        found = [evaluate.score(logits, labels) for logits in classify(images.images)]
-        for remedy, before, after in zip(remedies, found, found[1:], strict=False):
+        found = [evaluate.score(logits, labels) for logits in ready.classify(images.images)]
+        for remedy, before, after in zip(ready.remedies, found, found[1:], strict=False):
             remedy |= {"before": brief(before), "after": brief(after)}
         result |= found[-1].to_dict()
         lines = [evaluate.render(found[-1], classifier.classes)]
-    if remedies:
-        result["remedies"] = remedies
-        lines += ["", *(render_scored(remedy, options.split) for remedy in remedies)]
+    if ready.remedies:
+        result["remedies"] = ready.remedies
+        lines += ["", *(render_scored(remedy, options.split) for remedy in ready.remedies)]
     if options.precision == "int8":
-        exactly, quantized = (logits_of(either, classifier, images.images, options) for either in (exact, network))
+        exactly, quantized = (
+            logits_of(each, classifier, images.images, options) for each in (ready.exact, ready.network)
+        )
         result["int8"] = int8_cost(exactly, quantized, labels, options.split)
         lines += ["", int8_line(result["int8"])]
     if corruptions and options.output and options.output.suffix.lower() == ".json":
@@ -205,11 +202,10 @@ def _evaluate_shift(
     images: Images,
     names: tuple[str, ...],
     severities: tuple[int, ...],
-    classify: Callable[[torch.Tensor], list[torch.Tensor]],
-    remedies: list[dict[str, Any]],
+    ready: Prepared,
     result: dict[str, Any],
 ) -> list[str]:
-    """Score corrupted images; `result` and `remedies` are completed, and what a person reads is returned."""
+    """Score corrupted images; `result` and the remedies are completed, and what a person reads is returned."""
     from budgetnet import cifar, data, pictures, robustness, shift
 
     labels, ids = images.targets, images.ids
@@ -226,7 +222,7 @@ def _evaluate_shift(
 
     progress = progress_on(options.json, sys.stderr)
     try:
-        tables = robustness.measure(classify, images.images, labels, corrupted, names, severities, progress.score)
+        tables = robustness.measure(ready.classify, images.images, labels, corrupted, names, severities, progress.score)
     finally:
         progress.end()
     final = tables[-1]
@@ -238,7 +234,7 @@ def _evaluate_shift(
         line = f"corruptions generated with seed {SHIFT_SEED}"
         line += "\n(frost is a stand-in for the photographs that CIFAR-10-C shows)" if "frost" in names else ""
     result |= {"images": len(labels), "source": source, "seed": None if official else SHIFT_SEED, **final.to_dict()}
-    for remedy, before, after in zip(remedies, tables, tables[1:], strict=False):
+    for remedy, before, after in zip(ready.remedies, tables, tables[1:], strict=False):
         remedy |= {"before": _shift_brief(before), "after": _shift_brief(after)}
     lines = [robustness.render(final), "", f"{len(labels):,} images of the {options.split} split; {line}"]
     if options.output:

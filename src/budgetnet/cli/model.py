@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,18 +219,40 @@ def check_remedies(options: Namespace) -> None:
         )
 
 
-def remedied(
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready for images, in the arithmetic and with the remedies that were asked for."""
+
+    exact: torch.nn.Module | Engine
+    """What computes in fp32."""
+    network: torch.nn.Module | Engine
+    """What computes in the arithmetic asked for; the same, if that is fp32."""
+    remedies: list[dict[str, Any]]
+    """What is done at test time."""
+    classify: Callable[[torch.Tensor], list[torch.Tensor]]
+    """From uint8 pixels (n, c, h, w) to their logits (n, classes): without any remedy, and after each."""
+
+
+def prepare(options: Namespace, classifier: Classifier, dataset: Dataset | None, trained: dict[str, Any]) -> Prepared:
+    """Compile the network, quantise it and fit remedies, as the options say; `dataset` is there where that needs it."""
+    from budgetnet import origin
+
+    network = exact = computing_network(options, classifier)
+    if options.precision == "int8":
+        assert dataset is not None
+        network = origin.quantize(classifier, dataset, trained)
+    remedies, classify = _remedied(options, classifier, network, dataset, trained)
+    return Prepared(exact, network, remedies, classify)
+
+
+def _remedied(
     options: Namespace,
     classifier: Classifier,
     network: torch.nn.Module | Engine,
     dataset: Dataset | None,
     trained: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], Callable[[torch.Tensor], list[torch.Tensor]]]:
-    """What is to be done at test time, and what gives the logits of images without it and after each remedy.
-
-    The function takes uint8 images (n, c, h, w) and gives float32 logits (n, classes), one tensor more than there are
-    remedies.
-    """
+    """The `remedies` and `classify` of what is prepared."""
     stages = _Stages(options, classifier, network)
     remedies: list[dict[str, Any]] = []
     if options.view_weights is not None:
@@ -283,8 +305,6 @@ class _Stages:
         return _mixed(groups, SHARES[self.options.tta])
 
     def _by_own_statistics(self, pixels: torch.Tensor) -> torch.Tensor:
-        from dataclasses import replace
-
         from budgetnet.remedies import adapted
 
         options, classifier = self.options, self.classifier

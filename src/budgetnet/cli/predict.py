@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from budgetnet.cli.common import command_parser
 from budgetnet.cli.model import (
     CHECKPOINT,
+    Prepared,
     add_data,
     add_device,
     add_engine,
@@ -19,13 +20,12 @@ from budgetnet.cli.model import (
     check_remedies,
     classifier_of,
     computed_by,
-    computing_network,
     dataset_of,
     fits,
     int8_cost,
     int8_line,
     logits_of,
-    remedied,
+    prepare,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from budgetnet.checkpoint import Classifier
     from budgetnet.data import Dataset
-    from budgetnet.engine import Engine
     from budgetnet.evaluate import LabelScores
     from budgetnet.images import Images
 
@@ -67,15 +66,11 @@ def _predict(options: Namespace) -> int:
     _check(options)
     classifier = classifier_of(options)
     images = data.read_images(options.input, classifier.image_size)
-    network = computing_network(options, classifier)
     trained = origin.trained_on(options.checkpoint, classifier)
     dataset = _data_to_fit(options, classifier, trained)
-    cost = None
-    if options.precision == "int8":
-        assert dataset is not None
-        network, cost = _quantized_for_prediction(options, classifier, network, dataset, trained)
-    remedies, classify = remedied(options, classifier, network, dataset, trained)
-    stages = classify(images.images)
+    ready = prepare(options, classifier, dataset, trained)
+    remedies = ready.remedies
+    stages = ready.classify(images.images)
     for remedy, before, after in zip(remedies, stages, stages[1:], strict=False):
         remedy["predictions_changed"] = (before.argmax(1) != after.argmax(1)).double().mean().item()
     predictions = _Predictions(images, stages[-1], classifier.classes)
@@ -83,11 +78,12 @@ def _predict(options: Namespace) -> int:
         "checkpoint": str(options.checkpoint),
         "input": str(options.input),
         "images": len(images),
-        **computed_by(network),
+        **computed_by(ready.network),
         "tta": options.tta,
     }
-    if cost:
-        result["int8"] = cost
+    if options.precision == "int8":
+        assert dataset is not None
+        result["int8"] = _cost_of_int8(options, classifier, ready, dataset, trained)
     if remedies:
         result["remedies"] = remedies
     # What can be refused comes first, so that a mistake leaves nothing behind.
@@ -276,19 +272,14 @@ def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, 
         raise DataError(f"{what}, named by --data: {error}") from error
 
 
-def _quantized_for_prediction(
-    options: Namespace,
-    classifier: Classifier,
-    exact: torch.nn.Module | Engine,
-    dataset: Dataset,
-    trained: dict[str, Any],
-) -> tuple[Engine, dict[str, Any]]:
-    """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
+def _cost_of_int8(
+    options: Namespace, classifier: Classifier, ready: Prepared, dataset: Dataset, trained: dict[str, Any]
+) -> dict[str, Any]:
+    """What int8 costs on the images that the model was chosen by, else was trained on."""
     from budgetnet import origin
 
     training, validation = origin.known_split(dataset, trained)
     split, chosen = ("val", validation) if len(validation) else ("train", origin.some_of(training, COST_IMAGES))
-    quantized = origin.quantize(classifier, dataset, trained)
     pixels = dataset.train.images[chosen]
-    before, after = (logits_of(network, classifier, pixels, options) for network in (exact, quantized))
-    return quantized, int8_cost(before, after, dataset.train.targets[chosen], split)
+    before, after = (logits_of(each, classifier, pixels, options) for each in (ready.exact, ready.network))
+    return int8_cost(before, after, dataset.train.targets[chosen], split)
