@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from budgetnet.errors import ConfigError
-from budgetnet.plainyaml import parse_yaml, require_plain
+from budgetnet.plainyaml import parse_yaml, read_yaml, require_plain
 from budgetnet.recipe import load_recipe
 
 
@@ -89,3 +89,9 @@ def test_a_text_within_a_text_is_looked_into_and_other_texts_are_texts():
     with pytest.raises(ConfigError, match=r"^file: .* cannot be a value: it has an alias"):
         require_plain("'[&a 1, *a]'", "file")
     assert parse_yaml("[2026-11-24, 1e3, 0x10, null, ~, yes]") == ["2026-11-24", "1e3", 16, None, None, True]
+
+
+def test_a_file_is_refused_for_a_text_in_it_too(tmp_path):
+    path = recipe(tmp_path, "experiment: '[&a 1, *a]'")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: .* cannot be a value: it has an alias"):
+        read_yaml(path)
