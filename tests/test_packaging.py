@@ -128,7 +128,8 @@ def test_a_photo_is_classified_with_the_wheel_alone(clean, photo):
 
 def test_with_the_wheel_alone_one_trains_exports_and_loads(clean, photo):
     at = photo.parent
-    run(clean / "budgetnet", "train", "smoke", "--output", "run", "--no-track", "--no-report", "--quiet", at=at)
+    short = ("--epochs", "1", "--no-track", "--no-report", "--quiet")
+    run(clean / "budgetnet", "train", "smoke", "--output", "run", *short, at=at)
     run(clean / "budgetnet", "export", "run", "--format", "hub", "--output", "hub", "--limit", "70", at=at)
     run(clean / "budgetnet", "export", "run", "--output", "run.onnx", "--limit", "70", at=at)
     script = """
