@@ -24,8 +24,6 @@ from safetensors.torch import save as save_safetensors
 
 from budgetnet import checkpoint, models
 from budgetnet.checkpoint import (
-    REFERENCE_MEAN,
-    REFERENCE_STD,
     Classifier,
     found,
     is_box,
@@ -219,6 +217,13 @@ def test_a_state_of_another_format_is_refused(tmp_path, number):
         load_state(tmp_path / "s")
 
 
+def test_the_state_before_stays_under_another_name(tmp_path):
+    for epoch in (1, 2, 3):
+        save_state(tmp_path / "last.ckpt", {"epoch": epoch}, keep="previous.ckpt")
+    assert load_state(tmp_path / "last.ckpt")["epoch"] == 3
+    assert load_state(tmp_path / "previous.ckpt")["epoch"] == 2
+
+
 def test_a_state_that_is_no_dictionary_or_not_there_is_refused(tmp_path):
     buffer = io.BytesIO()
     torch.save([1], buffer)
@@ -332,6 +337,33 @@ def sealed(path, tensors=None, **changes):
 def test_a_sealed_file_without_changes_is_read(tmp_path):
     sealed(tmp_path / "m.safetensors")
     assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", 'a "dog"\n', "été")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("image_size", "8", 8),
+        ("image_size", "10000", 10_000),
+        ("mean", "[0, -1, 2.5]", (0.0, -1.0, 2.5)),
+        ("std", "[1, 2, 1e-9]", (1.0, 2.0, 1e-9)),
+    ],
+)
+def test_metadata_at_the_edge_of_what_it_may_be_is_read(tmp_path, key, value, expected):
+    sealed(tmp_path / "m.safetensors", **{key: value})
+    assert repr(getattr(load_classifier(tmp_path / "m.safetensors"), key)) == repr(expected)
+
+
+def test_a_value_that_is_refused_is_shown_with_what_was_expected(tmp_path):
+    path = tmp_path / "m.safetensors"
+    sealed(path, image_size="7")
+    refused(path, "has unusable metadata: image_size is 7, expected pixels from 8 to 10000$")
+    sealed(path, std="[1, 2]")
+    refused(path, r"has unusable metadata: std is \[1, 2\], expected 3 finite numbers above 0$")
+
+
+def test_two_classes_are_enough(tmp_path):
+    save_classifier(tmp_path / "m.safetensors", classifier(TINY, classes=("cat", "dog")))
+    assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance", "extra"])
@@ -504,7 +536,8 @@ def test_a_reference_checkpoint_is_read_with_its_normalisation(tmp_path, name, p
     assert same_weights(found.network, network)
     assert not found.network.training
     assert found.model == ModelConfig(name=name)
-    assert (found.classes, found.mean, found.std) == (CIFAR10_CLASSES, REFERENCE_MEAN, REFERENCE_STD)
+    assert found.classes == CIFAR10_CLASSES
+    assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as that project has them
     assert (found.image_size, found.provenance) == (32, {"acc": 95.49, "epoch": 171})
 
 
@@ -592,6 +625,13 @@ def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content, name, model)
 def test_a_model_file_under_another_name_is_refused(tmp_path):
     (tmp_path / "c.pth").write_bytes(tiny_bytes())
     refused(tmp_path / "c.pth", "is no readable checkpoint|is damaged", SMALL)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "xml"])
+def test_an_export_for_other_programs_is_refused_as_one(tmp_path, suffix):
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(tiny_bytes())
+    refused(path, "is for other programs: give the run that it was exported from")
 
 
 def test_files_and_folders_that_hold_nothing_are_refused(tmp_path):
@@ -698,6 +738,8 @@ def test_a_model_is_loaded_by_path_or_by_the_name_of_its_run_onto_a_device(tmp_p
     assert load(reference_file(tmp_path / "c.pth", reference_network()), model=SMALL).image_size == 32
     with pytest.raises(ConfigError, match="cuda:99"):
         load("first", device="cuda:99")
+    monkeypatch.setattr(checkpoint.devices, "find", {"elsewhere": torch.device("meta")}.get)
+    assert all(value.is_meta for value in load("first", device="elsewhere").network.state_dict().values())
 
 
 # ------------------------------------------------------------------------------------------------- atomicity
