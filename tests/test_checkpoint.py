@@ -346,6 +346,7 @@ def test_a_sealed_file_without_changes_is_read(tmp_path):
         ("image_size", "10000", 10_000),
         ("mean", "[0, -1, 2.5]", (0.0, -1.0, 2.5)),
         ("std", "[1, 2, 1e-9]", (1.0, 2.0, 1e-9)),
+        ("std", f"[1, 2, {2**53 - 1}]", (1.0, 2.0, 2.0**53 - 1)),  # the last before floats leave out integers
     ],
 )
 def test_metadata_at_the_edge_of_what_it_may_be_is_read(tmp_path, key, value, expected):
@@ -357,6 +358,8 @@ def test_a_value_that_is_refused_is_shown_with_what_was_expected(tmp_path):
     path = tmp_path / "m.safetensors"
     sealed(path, image_size="7")
     refused(path, "has unusable metadata: image_size is 7, expected pixels from 8 to 10000$")
+    sealed(path, mean=f"[0, 0, {2**53}]")
+    refused(path, r"has unusable metadata: mean is \[0, 0, 9007199254740992\], expected 3 finite numbers$")
     sealed(path, std="[1, 2]")
     refused(path, r"has unusable metadata: std is \[1, 2\], expected 3 finite numbers above 0$")
 
@@ -489,6 +492,15 @@ def test_a_header_of_another_structure_is_refused(tmp_path, header):
 def test_a_file_for_another_network_names_the_first_keys_and_counts_the_rest(tmp_path):
     sealed(tmp_path / "m.safetensors", model=json.dumps({"name": "resnet18"}))
     refused(tmp_path / "m.safetensors", r"does not fit resnet18: .*; .*; .* \(and \d+ more\)$")
+
+
+@pytest.mark.parametrize(("missing", "more"), [(1, ""), (3, ""), (4, r" \(and 1 more\)"), (5, r" \(and 2 more\)")])
+def test_three_keys_that_do_not_fit_are_named_and_the_rest_is_counted(missing, more):
+    network = classifier(TINY).network
+    some = dict(list(weights(network).items())[missing:])
+    named = "; ".join([r"[\w.]+ is missing"] * min(missing, 3))
+    with pytest.raises(CheckpointError, match=f"^here does not fit tiny: {named}{more}$"):
+        load_strictly(network, some, "here", "tiny")
 
 
 def test_load_strictly_leaves_a_network_that_does_not_fit_as_it_was():
@@ -649,6 +661,16 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
             target.writestr(name, source.read(name))
     assert bomb.stat().st_size < 20_000
     refused(bomb, "it unpacks to 2,0", SMALL)
+
+
+def test_a_checkpoint_that_has_a_file_twice_is_refused(tmp_path):
+    path = reference_file(tmp_path / "c.pth", reference_network())
+    with zipfile.ZipFile(path, "a") as archive:
+        name = archive.namelist()[0]
+        content = archive.read(name)
+        archive.NameToInfo.pop(name)  # so that it may be there twice without a warning
+        archive.writestr(name, content)
+    refused(path, "is no readable checkpoint: an archive whose parts overlap", SMALL)
 
 
 @functools.cache
