@@ -220,8 +220,11 @@ def main() -> None:
     else:
         tried = min(len(all_changes), options.sample or len(all_changes))
         chosen = {*random.Random(options.seed).sample(range(len(all_changes)), tried)}
-        some = "" if tried == len(all_changes) else f", drawn by chance from {len(all_changes)}"
-        command, what = " ".join(["python reliability/mutants.py", *sys.argv[1:]]), f"{source.name} is changed{some}"
+        some = "" if tried == len(all_changes) else f" of {len(all_changes)}, drawn by chance"
+        command, what = (
+            " ".join(["python reliability/mutants.py", *sys.argv[1:]]),
+            f"{source.name} changed in one place{some}",
+        )
     trial = Trial(f"budgetnet.{options.module}", source, [ROOT / file for file in files])
     print(f"{len(chosen)} of {len(all_changes)} changes, {len(trial.tests)} tests", flush=True)
     known = yaml.safe_load(EQUIVALENT.read_text()).get(options.module) or []
