@@ -25,8 +25,6 @@ from safetensors.torch import save as save_safetensors
 
 from budgetnet import checkpoint, models
 from budgetnet.checkpoint import (
-    REFERENCE_MEAN,
-    REFERENCE_STD,
     Classifier,
     found,
     is_box,
@@ -220,6 +218,13 @@ def test_a_state_of_another_format_is_refused(tmp_path, number):
         load_state(tmp_path / "s")
 
 
+def test_the_state_before_stays_under_another_name(tmp_path):
+    for epoch in (1, 2, 3):
+        save_state(tmp_path / "last.ckpt", {"epoch": epoch}, keep="previous.ckpt")
+    assert load_state(tmp_path / "last.ckpt")["epoch"] == 3
+    assert load_state(tmp_path / "previous.ckpt")["epoch"] == 2
+
+
 def test_a_state_that_is_no_dictionary_or_not_there_is_refused(tmp_path):
     buffer = io.BytesIO()
     torch.save([1], buffer)
@@ -333,6 +338,36 @@ def sealed(path, tensors=None, **changes):
 def test_a_sealed_file_without_changes_is_read(tmp_path):
     sealed(tmp_path / "m.safetensors")
     assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", 'a "dog"\n', "été")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("image_size", "8", 8),
+        ("image_size", "10000", 10_000),
+        ("mean", "[0, -1, 2.5]", (0.0, -1.0, 2.5)),
+        ("std", "[1, 2, 1e-9]", (1.0, 2.0, 1e-9)),
+        ("std", f"[1, 2, {2**53 - 1}]", (1.0, 2.0, 2.0**53 - 1)),  # the last before floats leave out integers
+    ],
+)
+def test_metadata_at_the_edge_of_what_it_may_be_is_read(tmp_path, key, value, expected):
+    sealed(tmp_path / "m.safetensors", **{key: value})
+    assert repr(getattr(load_classifier(tmp_path / "m.safetensors"), key)) == repr(expected)
+
+
+def test_a_value_that_is_refused_is_shown_with_what_was_expected(tmp_path):
+    path = tmp_path / "m.safetensors"
+    sealed(path, image_size="7")
+    refused(path, "has unusable metadata: image_size is 7, expected pixels from 8 to 10000$")
+    sealed(path, mean=f"[0, 0, {2**53}]")
+    refused(path, r"has unusable metadata: mean is \[0, 0, 9007199254740992\], expected 3 finite numbers$")
+    sealed(path, std="[1, 2]")
+    refused(path, r"has unusable metadata: std is \[1, 2\], expected 3 finite numbers above 0$")
+
+
+def test_two_classes_are_enough(tmp_path):
+    save_classifier(tmp_path / "m.safetensors", classifier(TINY, classes=("cat", "dog")))
+    assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance", "extra"])
@@ -460,6 +495,15 @@ def test_a_file_for_another_network_names_the_first_keys_and_counts_the_rest(tmp
     refused(tmp_path / "m.safetensors", r"does not fit resnet18: .*; .*; .* \(and \d+ more\)$")
 
 
+@pytest.mark.parametrize(("missing", "more"), [(1, ""), (3, ""), (4, r" \(and 1 more\)"), (5, r" \(and 2 more\)")])
+def test_three_keys_that_do_not_fit_are_named_and_the_rest_is_counted(missing, more):
+    network = classifier(TINY).network
+    some = dict(list(weights(network).items())[missing:])
+    named = "; ".join([r"[\w.]+ is missing"] * min(missing, 3))
+    with pytest.raises(CheckpointError, match=f"^here does not fit tiny: {named}{more}$"):
+        load_strictly(network, some, "here", "tiny")
+
+
 def test_load_strictly_leaves_a_network_that_does_not_fit_as_it_was():
     network = classifier(TINY).network
     before = weights(network)
@@ -505,7 +549,8 @@ def test_a_reference_checkpoint_is_read_with_its_normalisation(tmp_path, name, p
     assert same_weights(found.network, network)
     assert not found.network.training
     assert found.model == ModelConfig(name=name)
-    assert (found.classes, found.mean, found.std) == (CIFAR10_CLASSES, REFERENCE_MEAN, REFERENCE_STD)
+    assert found.classes == CIFAR10_CLASSES
+    assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # as that project has them
     assert (found.image_size, found.provenance) == (32, {"acc": 95.49, "epoch": 171})
 
 
@@ -595,6 +640,13 @@ def test_a_model_file_under_another_name_is_refused(tmp_path):
     refused(tmp_path / "c.pth", "is no readable checkpoint|is damaged", SMALL)
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "xml"])
+def test_an_export_for_other_programs_is_refused_as_one(tmp_path, suffix):
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(tiny_bytes())
+    refused(path, "is for other programs: give the run that it was exported from")
+
+
 def test_files_and_folders_that_hold_nothing_are_refused(tmp_path):
     refused(tmp_path, r"holds no best\.safetensors: give a finished run's folder")
     refused(tmp_path / "gone", "cannot be read: No such file or directory")
@@ -610,6 +662,16 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
             target.writestr(name, source.read(name))
     assert bomb.stat().st_size < 20_000
     refused(bomb, "it unpacks to 2,0", SMALL)
+
+
+def test_a_checkpoint_that_has_a_file_twice_is_refused(tmp_path):
+    path = reference_file(tmp_path / "c.pth", reference_network())
+    with zipfile.ZipFile(path, "a") as archive:
+        name = archive.namelist()[0]
+        content = archive.read(name)
+        archive.NameToInfo.pop(name)  # so that it may be there twice without a warning
+        archive.writestr(name, content)
+    refused(path, "is no readable checkpoint: an archive whose parts overlap", SMALL)
 
 
 @functools.cache
@@ -699,6 +761,8 @@ def test_a_model_is_loaded_by_path_or_by_the_name_of_its_run_onto_a_device(tmp_p
     assert load(reference_file(tmp_path / "c.pth", reference_network()), model=SMALL).image_size == 32
     with pytest.raises(ConfigError, match="cuda:99"):
         load("first", device="cuda:99")
+    monkeypatch.setattr(checkpoint.devices, "find", {"elsewhere": torch.device("meta")}.get)
+    assert all(value.is_meta for value in load("first", device="elsewhere").network.state_dict().values())
 
 
 # ------------------------------------------------------------------------------------------------- atomicity

@@ -346,8 +346,12 @@ def test_labels_that_no_class_has_and_no_images_at_all_are_refused_in_one_line(l
 def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="expected"):
         score(torch.zeros(2, 3), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"logits are \(2,\) and labels \(2,\), expected"):
+        score(torch.zeros(2), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="expected"):
         score_labels(torch.tensor([0, 1]), torch.tensor([0]), 2)
+    with pytest.raises(ValueError, match="expected"):
+        score_labels(torch.tensor([[0], [1]]), torch.tensor([[0], [1]]), 2)
 
 
 @pytest.mark.parametrize("k", [2, 10, 20, 100])
@@ -480,6 +484,13 @@ def test_the_bins_of_a_reliability_diagram_equal_a_loop_and_add_up_to_the_calibr
     error = sum(each.images * abs(each.confidence - each.accuracy) for each in found if each.images) / 500
     assert error == pytest.approx(score(logits, labels).ece)
     assert any(not each.images for each in found)
+
+
+@pytest.mark.parametrize("edge", range(8, 15))
+def test_a_confidence_a_billionth_above_the_edge_of_a_bin_is_in_the_next(edge):
+    p = torch.tensor([edge / 15 - 1e-9, edge / 15 + 1e-9], dtype=torch.float64)
+    found = reliability(torch.stack([p, 1 - p], 1).log(), torch.tensor([0, 0]))
+    assert [i for i, each in enumerate(found) if each.images] == [edge - 1, edge]
 
 
 def test_scores_of_a_confusion_matrix_are_those_of_its_images_and_an_impossible_one_is_refused():

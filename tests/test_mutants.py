@@ -22,9 +22,15 @@ def clipped(x):
     if x < 0:
         return 0
     return x
+
+def counted(n):
+    """May never end."""
+    while n:
+        n -= 1
+    return n
 '''
 TESTS = """
-from planted import clipped, grade
+from planted import clipped, counted, grade
 
 def test_grade():
     assert grade(80) == "pass"
@@ -32,6 +38,9 @@ def test_grade():
 
 def test_clipped():
     assert [clipped(x) for x in (-2, -1, 0.5, 1)] == [0, 0, 0.5, 1]
+
+def test_counted():
+    assert counted(3) == 0
 """
 DRIVER = """
 import os, time
@@ -40,11 +49,11 @@ from changes import changes
 from mutants import Trial, forked
 
 path = Path("planted.py").resolve()
-trial = Trial("planted", path, [Path("test_planted.py").resolve()], Path.cwd())
+trial = Trial("planted", path, [Path("test_planted.py").resolve()], Path.cwd(), patience=1)
 for change, tree in changes(path.read_text()):
     if not trial.notices(change, tree):
         print(change.code, "|", change.change)
-print(forked(lambda: 3, 60), forked(lambda: 1 / 0, 60), forked(lambda: time.sleep(60), 0.01), forked(os.abort, 60))
+print(forked(lambda: 3, 60), forked(lambda: 1 / 0, 60), forked(lambda: time.sleep(60), 0.1), forked(os.abort, 60))
 """
 
 

@@ -15,7 +15,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -73,7 +73,7 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, cannot be read, or is of another format.
     """
     content = _read(path)
-    if len(content) < 32 or hashlib.sha256(content[:-32]).digest() != content[-32:]:
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
         raise DamagedError(f"{path} is damaged or no state of a budgetnet run: its checksum does not hold")
     state = _load_tensors(path, content[:-32])
     if state.get("format") != STATE_FORMAT:
@@ -135,7 +135,8 @@ def load(path_or_name: str | Path | None = None, *, model: str | None = None, de
     path = box() if path_or_name is None else located(path_or_name)
     where = devices.find(device)
     classifier = load_classifier(path, model)
-    return replace(classifier, network=classifier.network.to(where))
+    classifier.network.to(where)
+    return classifier
 
 
 def box() -> Path:
@@ -222,7 +223,7 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
         if model is not None:
             raise CheckpointError(f"{path} says itself which network it holds: leave out --model {model}")
         return _load_model_file(path, content)
-    if len(content) > 32 and hashlib.sha256(content[:-32]).digest() == content[-32:]:
+    if hashlib.sha256(content[:-32]).digest() == content[-32:]:
         raise CheckpointError(
             f"{path} is the state of a training, not a model: use best.safetensors beside it, or resume the run"
         )
