@@ -16,6 +16,7 @@ from torch import nn
 
 import budgetnet
 from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, start
+from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
@@ -435,7 +436,7 @@ def test_mistakes_are_told_in_a_line(options, message, run, tmp_path, capsys, mo
     assert not (tmp_path / "x").exists()
 
 
-def made(folder: pathlib.Path, model: checkpoint.Classifier, **changes) -> pathlib.Path:
+def made(folder: pathlib.Path, model: Classifier, **changes) -> pathlib.Path:
     """A model file in a folder of its own."""
     folder.mkdir()
     checkpoint.save_classifier(folder / "best.safetensors", replace(model, **changes))

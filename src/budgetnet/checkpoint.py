@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from budgetnet import devices, models
 from budgetnet.cifar import CIFAR10_CLASSES
-from budgetnet.classifier import Classifier as Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig, model_from_dict
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line
 from budgetnet.files import atomic_write
