@@ -440,7 +440,7 @@ def test_each_kind_of_block_learns_with_each_gate_on_images_of_odd_sizes(block, 
         StageConfig(block=block, depth=2, width=4, **gate),
         StageConfig(block=block, depth=1, width=10, expansion=2, stride=2, **gate),
     ]
-    network = models.build(ModelConfig(name="residual", stages=stages), 3, 13)
+    network = models.build(ModelConfig(name="residual", stages=stages), 3, image_size=13)
     F.cross_entropy(network(images(8, size=13)), torch.arange(8) % 3).backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad.isfinite().all(), key

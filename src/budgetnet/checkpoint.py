@@ -331,7 +331,7 @@ def _rebuild(
         )
     try:
         with torch.device("meta"):
-            network = models.build(model, num_classes, image_size)
+            network = models.build(model, num_classes, image_size=image_size)
     # Besides ConfigError, what Python and torch say of sizes that no memory has.
     except (ConfigError, RuntimeError, OverflowError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} says of its network what cannot be built: {first_line(error)}") from error

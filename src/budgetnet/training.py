@@ -402,7 +402,9 @@ class Training:
 def _untrained(config: Config, dataset: Dataset, train_indices: Tensor) -> nn.Module:
     """The network before its first step, by the draws of `config.seed`."""
     torch.manual_seed(config.seed)
-    network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
+    network = models.build(
+        config.model, len(dataset.classes), image_size=dataset.train.images.shape[-1], budget=config.budget
+    )
     if config.init == "kaiming":
         models.kaiming_(network)
     if isinstance(network, models.Initializable):
