@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from budgetnet import models
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import ConfigError
-from budgetnet.models.blocks import BLOCKS, BlockOptions, PaddedShortcut, ShiftedShortcut
+from budgetnet.models.blocks import BLOCKS, BlockOptions
 from budgetnet.models.gates import ChannelSpatialAttention, EfficientChannelAttention
 from budgetnet.models.noise import StochasticDepth, shake
 from budgetnet.models.residual import ResidualArchitecture, uniform
+from budgetnet.models.shortcuts import PaddedShortcut, ShiftedShortcut
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "reference_networks.json"
 REFERENCE = json.loads(FIXTURE.read_text())

@@ -231,7 +231,7 @@ def test_the_first_page_is_readme_with_its_records_at_hand(site):
 
 def test_the_code_that_the_guide_shows_for_a_block_a_trick_and_a_metric_works():
     listings = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide" / "extend.md").read_text(), re.DOTALL)
-    names = {**vars(blocks), "Generator": torch.Generator, "math": math}
+    names = {**vars(blocks), "Generator": torch.Generator, "math": math, "F": torch.nn.functional}
     for listing in listings:
         exec(listing, names)
     block = names["LeanBlock"](4, StageConfig(width=6, se=2), 2, blocks.BlockOptions())
