@@ -30,4 +30,4 @@ def network(name: str = "enhanced", classes: int = 10, image_size: int = 32, **o
     from budgetnet import models
     from budgetnet.config import ModelConfig
 
-    return models.build(ModelConfig(name=name, **options), classes, image_size)
+    return models.build(ModelConfig(name=name, **options), classes, image_size=image_size)

@@ -118,7 +118,9 @@ def steps(side: int, width: int, threads: int) -> Iterator[tuple[str, int, Work]
 def parameters(width: int) -> int:
     """Parameters of the network that is trained."""
     with torch.device("meta"):  # in the parent, which must not start torch's threads before it forks
-        return models.count_parameters(models.build(ModelConfig(name=NETWORK, width=width), 10, 32, None))
+        return models.count_parameters(
+            models.build(ModelConfig(name=NETWORK, width=width), 10, image_size=32, budget=None)
+        )
 
 
 def anonymous() -> int:

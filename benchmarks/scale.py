@@ -150,7 +150,7 @@ def described(name: str) -> dict[str, Any]:
     """What the model needs to know of a network, counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = models.build(ModelConfig(name=name), 10, 32).eval()
+    network = models.build(ModelConfig(name=name), 10, image_size=32).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32))
     norms = sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())

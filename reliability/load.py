@@ -30,7 +30,7 @@ from faults import Fault, write
 from PIL import Image
 
 from budgetnet import checkpoint, models
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig
 
 HOST = "127.0.0.1"

@@ -257,7 +257,7 @@ def _models(folder: Path) -> Trial:
     model = ModelConfig(name="residual", stages=[stage])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tensors = models.build(model, 3, 16).state_dict()
+        tensors = models.build(model, 3, image_size=16).state_dict()
     said: dict[str, Any] = {
         "model": {"name": "residual", "stages": [{"depth": 1, "width": 2}]},
         "classes": ["a", "b", "c"],

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from budgetnet import __version__ as version
 from budgetnet import checkpoint, data, devices, evaluate, export, hub, masking, origin, robustness, runs, shift, splits
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
 from budgetnet.progress import PlainProgress

@@ -38,14 +38,14 @@ def test_a_network_over_budget_is_refused_with_count_excess_limit_and_the_widest
 
 def test_a_network_of_exactly_the_budget_fits_and_of_one_parameter_more_does_not():
     config = ModelConfig(name="resnet_leaky")
-    assert models.check_budget(config, 10, 4_773_354) == config
+    assert models.check_budget(config, 10, budget=4_773_354) == config
     with pytest.raises(BudgetError, match="1 over the budget of 4,773,353"):
-        models.check_budget(config, 10, 4_773_353)
+        models.check_budget(config, 10, budget=4_773_353)
 
 
 def test_no_budget_refuses_nothing():
     config = ModelConfig(name="wrn_28_10")
-    assert models.check_budget(config, 10, None) == config
+    assert models.check_budget(config, 10, budget=None) == config
 
 
 @pytest.mark.parametrize("width", [None, 8, "auto"])
@@ -56,22 +56,22 @@ def test_when_not_even_the_narrowest_fits_the_message_says_so(width):
     ) as error:
         models.build(config, 10, budget=100)
     assert "\n" not in str(error.value)
-    assert models.largest_width(config, 10, 100) is None
+    assert models.largest_width(config, 10, budget=100) is None
 
 
 def test_the_budget_is_checked_without_drawing_random_numbers():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    models.check_budget(ModelConfig(width="auto"), 10, 5_000_000)
+    models.check_budget(ModelConfig(width="auto"), 10, budget=5_000_000)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", ["enhanced", "whitened_cnn_large", "resnet_custom", "resnext29_2x64d", "wrn_16_4"])
 def test_auto_takes_the_largest_width_that_fits(name):
     budget = 1_000_000
-    resolved = models.check_budget(ModelConfig(name=name, width="auto"), 10, budget)
+    resolved = models.check_budget(ModelConfig(name=name, width="auto"), 10, budget=budget)
     assert isinstance(resolved.width, int)
-    assert models.largest_width(ModelConfig(name=name), 10, budget) == resolved.width
+    assert models.largest_width(ModelConfig(name=name), 10, budget=budget) == resolved.width
     assert count(resolved) <= budget
     wider = next(
         number
@@ -86,7 +86,7 @@ def test_the_largest_width_equals_that_of_trying_every_width():
     counts = {width: count(replace(config, width=width), num_classes=3, channels=1) for width in range(1, 14)}
     for budget in (20_000, 100_000, counts[7], counts[7] - 1, 600_000):
         slow = max((width for width, number in counts.items() if number <= budget), default=None)
-        assert models.largest_width(config, 3, budget, channels=1) == slow
+        assert models.largest_width(config, 3, budget=budget, channels=1) == slow
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -98,7 +98,7 @@ def test_a_wider_network_never_has_fewer_parameters(width, name):
 @pytest.mark.parametrize("name", ["enhanced", "whitened_cnn_large", "resnext29_32x4d", "wrn_28_10"])
 def test_the_largest_width_within_a_networks_own_count_is_its_own(name):
     own = count(ModelConfig(name=name))
-    width = models.largest_width(ModelConfig(name=name), 10, own)
+    width = models.largest_width(ModelConfig(name=name), 10, budget=own)
     assert count(ModelConfig(name=name, width=width)) == own
 
 
@@ -123,8 +123,8 @@ def test_auto_without_a_budget_is_an_error():
 
 
 def test_more_classes_leave_room_for_less_width():
-    few = models.largest_width(ModelConfig(), 10, 5_000_000)
-    many = models.largest_width(ModelConfig(), 1000, 5_000_000)
+    few = models.largest_width(ModelConfig(), 10, budget=5_000_000)
+    many = models.largest_width(ModelConfig(), 1000, budget=5_000_000)
     assert few is not None
     assert many is not None
     assert many < few

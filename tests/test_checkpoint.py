@@ -61,7 +61,7 @@ CONFIGS = {
 
 def classifier(config, classes=("cat", 'a "dog"\n', "été"), image_size=16, **changes):
     torch.manual_seed(0)
-    network = models.build(config, len(classes), image_size)
+    network = models.build(config, len(classes), image_size=image_size)
     network.train()(torch.randn(8, 3, image_size, image_size))  # so that statistics are not what a new network has
     values = {
         "network": network.eval(),

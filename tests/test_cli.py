@@ -19,6 +19,7 @@ from mlflow_server import stored
 from PIL import Image
 
 from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, models, shift, splits
+from budgetnet.classifier import Classifier
 from budgetnet.cli import main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
@@ -562,7 +563,7 @@ def test_a_checkpoint_of_the_reference_project_is_evaluated(home, tmp_path, caps
 def test_official_corrupted_images_and_new_test_sets_are_read_and_said_to_be(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = ModelConfig(name="residual", stages=(StageConfig(depth=1, width=4),))
-    best = checkpoint.Classifier(
+    best = Classifier(
         network=models.build(model, 10),
         model=model,
         classes=cifar.CIFAR10_CLASSES,

@@ -16,6 +16,7 @@ from torch import nn
 
 import budgetnet
 from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, start
+from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
@@ -55,7 +56,7 @@ NETWORKS = {kind: residual(kind) for kind in KINDS} | {
 def built(config: ModelConfig, seed: int = 0) -> nn.Module:
     """The network as if it had been trained: nothing in it is 0 or 1 any more."""
     torch.manual_seed(seed)
-    network = models.build(config, 4, SIDE).eval()
+    network = models.build(config, 4, image_size=SIDE).eval()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -107,7 +108,7 @@ def test_the_configuration_alone_builds_a_network_of_the_same_shapes_that_can_be
     ranks = shrink.lower_ranks(network, 0.4)
     shrink.reduce(network, None, ranks, trained=True)
     config = replace(NETWORKS[name], channels=channels, ranks=ranks)
-    anew = models.build(config, 4, SIDE)
+    anew = models.build(config, 4, image_size=SIDE)
     checkpoint.load_strictly(anew, network.state_dict(), "it", "the one that is built")
     assert torch.equal(logits(anew.eval()), logits(network))
     assert models.count_parameters(anew) == models.count_parameters(network)
@@ -435,7 +436,7 @@ def test_mistakes_are_told_in_a_line(options, message, run, tmp_path, capsys, mo
     assert not (tmp_path / "x").exists()
 
 
-def made(folder: pathlib.Path, model: checkpoint.Classifier, **changes) -> pathlib.Path:
+def made(folder: pathlib.Path, model: Classifier, **changes) -> pathlib.Path:
     """A model file in a folder of its own."""
     folder.mkdir()
     checkpoint.save_classifier(folder / "best.safetensors", replace(model, **changes))
@@ -507,14 +508,14 @@ def test_a_channel_is_taken_out_twice_but_a_factored_network_stays_as_it_is(run,
         replace(half.model, channels=again),
         "it",
     )
-    fresh = models.build(replace(half.model, channels=again), 10, 32)
+    fresh = models.build(replace(half.model, channels=again), 10, image_size=32)
     checkpoint.load_strictly(fresh, twice.state_dict(), "it", "the one that is built")
 
 
 def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_knows(run, tmp_path):
     model, digits = checkpoint.load(run), data.load("digits", None)
     config = replace(load_recipe(run / "config.yaml"), start=str(run))
-    network = models.build(config.model, 10, 32)
+    network = models.build(config.model, 10, image_size=32)
     said = start.load(network, config, digits)
     assert said["parameters"] == model.parameters
     assert torch.equal(logits(network.eval()), logits(model.network))
@@ -532,7 +533,7 @@ def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_kno
     with pytest.raises(ConfigError, match=r"nameless does not say what it was trained on, so that nothing could be"):
         start.load(network, replace(config, start=str(nameless)), digits)
     with pytest.raises(CheckpointError, match="does not fit residual: "):
-        start.load(models.build(replace(config.model, stem=2), 10, 32), config, digits)
+        start.load(models.build(replace(config.model, stem=2), 10, image_size=32), config, digits)
 
 
 # The measured table

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from budgetnet import checkpoint, data, models
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import Config, DistillConfig, MixConfig, ModelConfig, StageConfig
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.errors import CheckpointError, ConfigError

@@ -30,7 +30,7 @@ def a_network(name: str = "enhanced", width: int = 8) -> nn.Module:
     Residual branches are weak, or a deep network of random weights is chaotic: it blows up any rounding.
     """
     torch.manual_seed(0)
-    network = models.build(ModelConfig(name=name, width=width), 7, SHAPE[1])
+    network = models.build(ModelConfig(name=name, width=width), 7, image_size=SHAPE[1])
     for key, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias, std=0.1)
@@ -105,7 +105,7 @@ def test_kinds_of_block_and_gates_compile_for_images_of_odd_sides(kind):
     torch.manual_seed(0)
     gates = {"se": 4}, {"eca": True}, {"cbam": 4}
     stages = [StageConfig(block=kind, depth=1, width=8, stride=1 + i, **gate) for i, gate in enumerate(gates)]
-    network = models.build(ModelConfig(name="residual", stages=stages), 3, 13).eval()
+    network = models.build(ModelConfig(name="residual", stages=stages), 3, image_size=13).eval()
     images = torch.randn(3, 3, 13, 13)
     with torch.no_grad():
         torch.testing.assert_close(compile_network(network, (3, 13, 13))(images), network(images), rtol=1e-4, atol=1e-5)

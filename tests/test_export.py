@@ -115,7 +115,7 @@ def test_int8_is_smaller_than_fp16_and_that_than_fp32_where_weights_are_many(dig
 def test_the_graph_calls_its_parts_what_the_network_calls_them(name):
     torch.manual_seed(0)
     config = ModelConfig(name=name, width=8)
-    network = models.build(config, 3, 16).eval()
+    network = models.build(config, 3, image_size=16).eval()
     statistics = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
     small = Classifier(network=network, model=config, classes=("a", "b", "c"), image_size=16, **statistics)
     graph = onnx.load_from_string(deployed.to_onnx(small, "fp32", None)).graph
@@ -356,7 +356,7 @@ def _timm(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("_timm")
 def test_a_network_of_timm_is_for_small_images_fits_the_budget_and_is_saved_and_read_like_any_other(tmp_path):
     config = ModelConfig(name="timm:resnet")
-    network = models.build(config, 10, 32, budget=2000)
+    network = models.build(config, 10, image_size=32, budget=2000)
     assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.bias) == ((3, 3), (1, 1), None)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     seen = []

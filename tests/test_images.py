@@ -396,6 +396,17 @@ def test_an_image_of_another_kind_than_the_usual_is_refused_and_starts_no_interp
     assert (tmp_path / "marker").exists()  # which it would be, if any kind were taken
 
 
+def test_what_is_read_says_what_it_is_by_its_suffix_in_any_case(tmp_path):
+    folder = write_tree(tmp_path) / "train" / "cat"
+    assert read_images(folder).kind == read_images(folder.parent).kind == "image folder"
+    assert read_images(folder / "1.png").kind == "image"
+    np.save(tmp_path / "x.npy", random_batch(3, 0)[0])
+    (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
+    assert read_images(tmp_path / "x.NPY").kind == "NumPy array"
+    assert read_images(write_binary_batches(tmp_path) / "test_batch.bin").kind == "CIFAR-10 binary batch"
+    assert read_images(dump(tmp_path / "x.any", {b"data": random_batch(3, 0)[0]})).kind == "contest pickle"
+
+
 def test_missing_and_empty_inputs_are_refused(tmp_path):
     refused(lambda: read_images(tmp_path / "nowhere"), "nowhere", "no such")
     refused(lambda: read_images(tmp_path), tmp_path, "empty folder")

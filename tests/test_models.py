@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from budgetnet import models
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import ConfigError
-from budgetnet.models.blocks import BLOCKS, BlockOptions, PaddedShortcut, ShiftedShortcut
+from budgetnet.models.blocks import BLOCKS, BlockOptions
 from budgetnet.models.gates import ChannelSpatialAttention, EfficientChannelAttention
 from budgetnet.models.noise import StochasticDepth, shake
 from budgetnet.models.residual import ResidualArchitecture, uniform
+from budgetnet.models.shortcuts import PaddedShortcut, ShiftedShortcut
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "reference_networks.json"
 REFERENCE = json.loads(FIXTURE.read_text())
@@ -440,7 +441,7 @@ def test_each_kind_of_block_learns_with_each_gate_on_images_of_odd_sizes(block, 
         StageConfig(block=block, depth=2, width=4, **gate),
         StageConfig(block=block, depth=1, width=10, expansion=2, stride=2, **gate),
     ]
-    network = models.build(ModelConfig(name="residual", stages=stages), 3, 13)
+    network = models.build(ModelConfig(name="residual", stages=stages), 3, image_size=13)
     F.cross_entropy(network(images(8, size=13)), torch.arange(8) % 3).backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad.isfinite().all(), key

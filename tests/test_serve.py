@@ -22,7 +22,7 @@ from PIL import Image
 from serving import HOST, serving
 
 from budgetnet import cache, checkpoint, colors, data, guard, models, serve, shift
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.cli import main
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.demo import Demo, Strengths, drawn_examples

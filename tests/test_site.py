@@ -3,6 +3,7 @@
 import html.parser
 import http.server
 import json
+import math
 import os
 import re
 import subprocess
@@ -228,9 +229,9 @@ def test_the_first_page_is_readme_with_its_records_at_hand(site):
     assert "reference/recipes.html#quick" in page.links
 
 
-def test_the_code_that_the_guide_shows_for_a_block_and_a_trick_works():
+def test_the_code_that_the_guide_shows_for_a_block_a_trick_and_a_metric_works():
     listings = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide" / "extend.md").read_text(), re.DOTALL)
-    names = {**vars(blocks), "Generator": torch.Generator}
+    names = {**vars(blocks), "Generator": torch.Generator, "math": math, "F": torch.nn.functional}
     for listing in listings:
         exec(listing, names)
     block = names["LeanBlock"](4, StageConfig(width=6, se=2), 2, blocks.BlockOptions())
@@ -242,6 +243,8 @@ def test_the_code_that_the_guide_shows_for_a_block_and_a_trick_works():
     solarized = names["solarize"](images, 0.5, torch.Generator().manual_seed(0))
     kinds = {tuple(row) for row in solarized.view(400, 2).tolist()}
     assert kinds == {(0.25, 0.75), (0.25, 0.25)}
+    probabilities = torch.tensor([[1.0, 0.0], [0.25, 0.75]], dtype=torch.float64)
+    assert names["_brier"](probabilities.log(), torch.tensor([0, 0])) == (0 + 2 * 0.75**2) / 2
 
 
 # ---------------------------------------------------------------------------------------------------- in a browser

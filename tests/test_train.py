@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -942,11 +943,15 @@ def test_half_precision_is_refused_on_a_cpu(tmp_path):
         run(replace(TINY, precision="fp16"), tmp_path / "run")
 
 
+def names_of(section: type) -> tuple[str, ...]:
+    return get_args(get_type_hints(section)["name"])
+
+
 CHOICES = [
-    *({"optimizer": OptimizerConfig(name=name, lr=0.01)} for name in ("sgd", "adam", "adamw", "muon")),
+    *({"optimizer": OptimizerConfig(name=name, lr=0.01)} for name in names_of(OptimizerConfig)),
     *(
         {"schedule": ScheduleConfig(name=name, milestones=[1.0] if name == "multistep" else [])}
-        for name in ("constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular")
+        for name in names_of(ScheduleConfig)
     ),
     {"init": "kaiming"},
     {"precision": "bf16"},

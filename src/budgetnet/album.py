@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from budgetnet import gallery, pictures
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import one_line
 from budgetnet.evaluate import Scores

@@ -9,6 +9,7 @@ a function beside its like, an option of `AugmentConfig`, and a step of `Augment
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -76,8 +77,7 @@ class Augment:
             return normalize(images, self.mean, self.std)
         if c.rotation:
             images = rotate(images, c.rotation, rng)
-        if c.policy != "none":
-            images = self._policy(images, rng)
+        images = self._policy(images, rng)
         if c.brightness or c.contrast or c.saturation or c.hue:
             # As floats, so that nothing is rounded back to uint8 before normalisation.
             images = color_jitter(images.float().div_(255), c.brightness, c.contrast, c.saturation, c.hue, rng)
@@ -91,11 +91,14 @@ class Augment:
     def _policy(self, images: Tensor, rng: Generator) -> Tensor:
         c = self.config
         magnitude = _MAGNITUDE if c.policy_magnitude is None else c.policy_magnitude
-        if c.policy == "trivial":
-            return trivial_augment(images, rng)
-        if c.policy == "rand":
-            return rand_augment(images, c.policy_ops or _RAND_OPS, magnitude, rng)
-        if not c.consistency:
-            return augmix(images, c.policy_ops or _AUGMIX_OPS, magnitude, rng)
-        # One view after the other: on a CPU both at once fall out of the caches and take twice as long.
-        return torch.cat([images, *(augmix(images, c.policy_ops or _AUGMIX_OPS, magnitude, rng) for _ in range(2))])
+        match c.policy:
+            case "none":
+                return images
+            case "trivial":
+                return trivial_augment(images, rng)
+            case "rand":
+                return rand_augment(images, c.policy_ops or _RAND_OPS, magnitude, rng)
+            case "augmix":
+                mixed = partial(augmix, images, c.policy_ops or _AUGMIX_OPS, magnitude, rng)
+                # One view after the other: on a CPU both at once fall out of the caches and take twice as long.
+                return torch.cat([images, mixed(), mixed()]) if c.consistency else mixed()

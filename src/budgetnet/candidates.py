@@ -158,12 +158,14 @@ def propose(request: Request, num_classes: int) -> list[Candidate]:
     cheapest = None
     for family in request.families or FAMILIES:
         for name, model in FAMILIES[family].items():
-            width = models.largest_width(model, num_classes, request.budget, smallest, channels)
+            width = models.largest_width(
+                model, num_classes, budget=request.budget, image_size=smallest, channels=channels
+            )
             if width is None:
                 continue
             model = _at_width(model, width)
             with torch.device("meta"):
-                network = models.build(model, num_classes, size, channels=channels)
+                network = models.build(model, num_classes, image_size=size, channels=channels)
             parameters, cost = models.count_parameters(network), models.multiply_adds(network, size, channels)
             if parameters < FULL * request.budget:
                 continue
@@ -203,7 +205,7 @@ def measure_latency(model: ModelConfig, num_classes: int, image_size: int) -> fl
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = models.build(model, num_classes, image_size).eval()
+        network = models.build(model, num_classes, image_size=image_size).eval()
         image = torch.randn(1, 3, image_size, image_size)
     run: Callable[[torch.Tensor], torch.Tensor] = network
     if engine.available():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from budgetnet import devices, models
 from budgetnet.cifar import CIFAR10_CLASSES
-from budgetnet.classifier import Classifier as Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig, model_from_dict
 from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line
 from budgetnet.files import atomic_write
@@ -332,7 +332,7 @@ def _rebuild(
         )
     try:
         with torch.device("meta"):
-            network = models.build(model, num_classes, image_size)
+            network = models.build(model, num_classes, image_size=image_size)
     # Besides ConfigError, what Python and torch say of sizes that no memory has.
     except (ConfigError, RuntimeError, OverflowError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} says of its network what cannot be built: {first_line(error)}") from error

@@ -210,7 +210,7 @@ def _cost_of(model: str, classes: int, size: int) -> int | None:
 
     try:
         with torch.device("meta"):
-            network = models.build(model_from_dict(json.loads(model)), classes, size)
+            network = models.build(model_from_dict(json.loads(model)), classes, image_size=size)
     except (BudgetnetError, TypeError, ValueError, RuntimeError):  # of an older version, or too large for this one
         return None
     return models.multiply_adds(network, size)

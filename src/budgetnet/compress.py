@@ -102,9 +102,11 @@ def plan(request: Request) -> tuple[Classifier, Config]:
         same = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in known.items()]
         teacher = f"--distill.teachers={json.dumps([name])}"
         config = load_recipe(request.student, [*same, teacher, *request.options])
-    model = models.check_budget(config.model, len(original.classes), config.budget, original.image_size)
+    model = models.check_budget(
+        config.model, len(original.classes), budget=config.budget, image_size=original.image_size
+    )
     with torch.device("meta"):
-        count = models.count_parameters(models.build(model, len(original.classes), original.image_size))
+        count = models.count_parameters(models.build(model, len(original.classes), image_size=original.image_size))
     if count >= original.parameters:
         raise ConfigError(
             f"{request.model} has {original.parameters:,} parameters, and {count:,} would be no fewer: "
@@ -143,7 +145,7 @@ def _smaller(request: Request, original: Classifier) -> ModelConfig:
         config = replace(config, channels=shrink.fewer_channels(network, request.sparsity))
     if request.rank is not None:
         with torch.device("meta"):
-            narrowed = models.build(config, len(original.classes), original.image_size)
+            narrowed = models.build(config, len(original.classes), image_size=original.image_size)
         ranks = shrink.lower_ranks(narrowed, request.rank)
         if not ranks:
             raise ConfigError(f"{config.name} has no convolutions that could be factored: try --distill-into RECIPE")
@@ -219,7 +221,7 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
     if request.student is not None or not config.val_size:
         return None
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
-    network = models.build(config.model, len(dataset.classes), config.image_size)
+    network = models.build(config.model, len(dataset.classes), image_size=config.image_size)
     start.load(network, config, dataset)
     labels = dataset.train.targets
     _, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)

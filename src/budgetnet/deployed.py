@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from budgetnet import __version__, engine
-from budgetnet.checkpoint import Classifier, is_narrowed, load_classifier
+from budgetnet.checkpoint import is_narrowed, load_classifier
+from budgetnet.classifier import Classifier
 from budgetnet.engine import export_onnx
 
 Format = Literal["onnx", "torch", "safetensors", "openvino", "hub"]

@@ -143,7 +143,7 @@ class Teachers:
                 "choose a teacher that was trained on the same size"
             )
         try:
-            models.check_budget(teacher.model, len(teacher.classes), None, smallest)
+            models.check_budget(teacher.model, len(teacher.classes), budget=None, image_size=smallest)
         except ConfigError as error:
             raise ConfigError(f"teacher {name} cannot take the smallest images of progressive.size: {error}") from error
         return teacher

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, first_line
-from budgetnet.models.blocks import Projection
+from budgetnet.models.shortcuts import Projection
 
 Precision = Literal["fp32", "int8"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from budgetnet import checkpoint, evaluate, splits
 from budgetnet import data as datasets
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import DatasetName
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError, DataError

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from budgetnet import browser, checkpoint, deployed, files, hub, origin
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.data import Dataset
 from budgetnet.deployed import Format, Function, Precision
 from budgetnet.errors import BudgetnetError, ConfigError, WriteError, first_line, reason

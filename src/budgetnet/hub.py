@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from budgetnet import __version__, checkpoint, runs
-from budgetnet.checkpoint import HUB_WEIGHTS, Classifier
+from budgetnet.checkpoint import HUB_WEIGHTS
+from budgetnet.classifier import Classifier
 from budgetnet.files import atomic_write
 from budgetnet.masking import masked
 

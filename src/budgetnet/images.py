@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Images:
     """int64 (n,), unique, or None where the source has no ids."""
     names: tuple[str, ...] | None = None
     """The file of each image, relative to the folder, or None where the images are not files of their own."""
+    kind: str = "images"
+    """What `read_images` has found the source to be, in words, such as "NumPy array"."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -82,24 +84,47 @@ def read_images(path: Path, image_size: int = SIDE) -> Images:
         raise DataError(
             f"{path}: no such file or folder, expected a contest pickle, a batch, an image or a folder of images"
         )
-    if path.is_dir():
-        return _read_folder(path, image_size)
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
-        return Images(torch.from_numpy(cache.read_image(path, image_size))[None], names=(path.name,))
-    if suffix == ".npy":
-        return Images(_layout_of(path, map_npy(path), image_size))
-    if suffix == ".bin":
-        if image_size != SIDE:
-            raise DataError(f"{path}: found images of 32x32 pixels, expected {image_size}x{image_size}")
-        return read_binary(path)
-    return read_pickled(path, unpickle(path, read_bytes(path)), image_size)
+    reader = _FOLDER if path.is_dir() else _READERS.get(path.suffix.lower(), _PICKLE)
+    return replace(reader.read(path, image_size), kind=reader.kind)
 
 
 def _read_folder(folder: Path, image_size: int) -> Images:
     names, labels = list_folder(folder)
     pixels, _ = cache.load_files(folder, names, image_size)
     return Images(pixels, labels, names=names)
+
+
+def _read_image(path: Path, image_size: int) -> Images:
+    return Images(torch.from_numpy(cache.read_image(path, image_size))[None], names=(path.name,))
+
+
+def _read_array(path: Path, image_size: int) -> Images:
+    return Images(_layout_of(path, map_npy(path), image_size))
+
+
+def _read_batch(path: Path, image_size: int) -> Images:
+    if image_size != SIDE:
+        raise DataError(f"{path}: found images of 32x32 pixels, expected {image_size}x{image_size}")
+    return read_binary(path)
+
+
+def _read_pickle(path: Path, image_size: int) -> Images:
+    return read_pickled(path, unpickle(path, read_bytes(path)), image_size)
+
+
+class _Reader(NamedTuple):
+    """Of one kind of input."""
+
+    kind: str
+    read: Callable[[Path, int], Images]
+
+
+_FOLDER, _PICKLE = _Reader("image folder", _read_folder), _Reader("contest pickle", _read_pickle)
+_READERS = {  # by suffix; files of all others are pickles
+    ".npy": _Reader("NumPy array", _read_array),
+    ".bin": _Reader("CIFAR-10 binary batch", _read_batch),
+    **dict.fromkeys(SUFFIXES, _Reader("image", _read_image)),
+}
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], Tensor | None]:

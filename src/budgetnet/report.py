@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from budgetnet import charts, checkpoint, evaluate, gallery, models, page, pictures, runs
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import DataError, one_line
 from budgetnet.evaluate import Scores

@@ -299,7 +299,7 @@ class OptimizerConfig:
                 f"optimizer.lookahead_alpha is {alpha:g}, but optimizer.lookahead_steps is 0: give the steps, or leave "
                 "it out"
             )
-        if self.betas != (0.9, 0.999) and self.name in ("sgd", "muon"):
+        if self.betas != (0.9, 0.999) and self.name not in ("adam", "adamw"):
             raise ConfigError(
                 f"optimizer.betas is given, but optimizer.name is {self.name}, which has momentum: leave it out"
             )

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from budgetnet import checkpoint, optim, origin, splits
-from budgetnet.checkpoint import HUB_WEIGHTS, WEIGHTS, Classifier
+from budgetnet.checkpoint import HUB_WEIGHTS, WEIGHTS
+from budgetnet.classifier import Classifier
 from budgetnet.config import Config, ModelConfig
 from budgetnet.data import Dataset
 from budgetnet.errors import CheckpointError, ConfigError

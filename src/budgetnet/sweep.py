@@ -390,12 +390,12 @@ class _Worker:
         config = self.load([*self.sweep.always, *options(values)])
         smallest = config.progressive.size or config.image_size
         if config.model.width == "auto":
-            model = models.check_budget(config.model, self.classes, config.budget, smallest)
+            model = models.check_budget(config.model, self.classes, budget=config.budget, image_size=smallest)
         else:
             model = config.model
         if (key := repr((model, config.image_size))) not in self.costs:
             with torch.device("meta"):
-                network = models.build(model, self.classes, config.image_size)
+                network = models.build(model, self.classes, image_size=config.image_size)
             spent = models.count_parameters(network), models.multiply_adds(network, config.image_size)
             self.costs[key] = spent
         parameters, multiply_adds = self.costs[key]
@@ -403,7 +403,7 @@ class _Worker:
         if config.budget is not None:
             # Above 0 it is infeasible, and the sampler learns by how much.
             trial.set_constraint("budget", parameters / config.budget - 1)
-            models.check_budget(model, self.classes, config.budget, smallest)
+            models.check_budget(model, self.classes, budget=config.budget, image_size=smallest)
         return config
 
     def _refuse(self, trial: Trial, index: int, error: BudgetnetError) -> None:

@@ -131,7 +131,7 @@ def _settled(config: Config, folder: Path | None, device: torch.device) -> Confi
     """The configuration with what `auto` comes to, of a network within the budget."""
     classes = data.num_classes(config.dataset, folder)
     smallest = config.progressive.size or config.image_size
-    model = models.check_budget(config.model, classes, config.budget, smallest)
+    model = models.check_budget(config.model, classes, budget=config.budget, image_size=smallest)
     return replace(config, precision=devices.precision(config.precision, device), model=model)
 
 

@@ -63,6 +63,20 @@ class Position:
     """Which of its weights: raw, or the average."""
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a step, on the device."""
+
+    step: int
+    """Of the epoch."""
+    images: int
+    """Of the batch, that of all processes."""
+    loss: Tensor
+    """float scalar: this process's share of their mean loss."""
+    correct: Tensor
+    """int64 scalar: how many of this process's images are classified right."""
+
+
 class Training:
     """All that changes while training, and how it is saved.
 
@@ -72,6 +86,25 @@ class Training:
         train_indices: int64 (n,), places of the training images that are trained on.
         device: where to compute.
         group: the processes that train together; None is this one alone.
+
+    Attributes:
+        at: where the training stands.
+        network: what is trained, on the device.
+        forward: computes its logits as a step does: connected to the other processes, perhaps compiled.
+        layout: of its weights and inputs in memory.
+        images: uint8 (m, c, h, w), all training images, on the device.
+        labels: int64 (m,), their classes, on the device.
+        indices: `train_indices`.
+        steps: in an epoch.
+        classes: how many there are.
+        augment: what training images go through.
+        start: what is known of the file that the weights started from; None where they were drawn.
+        teachers: what is learnt from besides the labels; None without `distill`.
+        average: of the weights, or None without `ema` and `swa`.
+        lookahead: slow weights, or None without them.
+        optimizer: moves the weights, with its memory.
+        plateau: the factor of the learning rate that follows validation.
+        scaler: of the loss in fp16; else it does nothing.
 
     Raises:
         BudgetError: the network is over the budget.
@@ -89,7 +122,7 @@ class Training:
     ) -> None:
         self.config, self.device, self.group = config, device, group or Group()
         self.at = Position()
-        self._unseen: list[tuple[int, int, Tensor, Tensor]] = []
+        self._unseen: list[_Outcome] = []
 
         network = _untrained(config, dataset, train_indices)
         self.start = start.load(network, config, dataset) if config.start is not None else None
@@ -270,7 +303,7 @@ class Training:
             loss: float scalar, this process's share of their mean loss.
             correct: int64 scalar, how many of this process's images are classified right.
         """
-        self._unseen.append((self.at.step, images, loss, correct))
+        self._unseen.append(_Outcome(self.at.step, images, loss, correct))
 
     def settle(self) -> None:
         """Wait for the device, and count what came of the steps since the last time.
@@ -281,16 +314,16 @@ class Training:
         if not self._unseen:
             return
         at, config = self.at, self.config
-        values = [value.float() for *_, loss, correct in self._unseen for value in (loss, correct)]
+        values = [value.float() for seen in self._unseen for value in (seen.loss, seen.correct)]
         outcomes = self.group.sum(torch.stack(values)).tolist()
-        for (step, images, _, _), loss, correct in zip(self._unseen, outcomes[::2], outcomes[1::2], strict=True):
+        for seen, loss, correct in zip(self._unseen, outcomes[::2], outcomes[1::2], strict=True):
             if not math.isfinite(loss):
-                where = f"the loss is {loss} in epoch {at.epoch + 1}, step {step + 1}"
-                if at.epoch == step == 0:
+                where = f"the loss is {loss} in epoch {at.epoch + 1}, step {seen.step + 1}"
+                if at.epoch == seen.step == 0:
                     raise TrainingError(advice.bad_from_the_start(where, config))
-                raise TrainingError(advice.diverged(where, config, self.learning_rate(step)))
-            at.images += images
-            at.loss_sum += loss * images
+                raise TrainingError(advice.diverged(where, config, self.learning_rate(seen.step)))
+            at.images += seen.images
+            at.loss_sum += loss * seen.images
             at.correct += int(correct)
         self._unseen.clear()
 
@@ -402,7 +435,9 @@ class Training:
 def _untrained(config: Config, dataset: Dataset, train_indices: Tensor) -> nn.Module:
     """The network before its first step, by the draws of `config.seed`."""
     torch.manual_seed(config.seed)
-    network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
+    network = models.build(
+        config.model, len(dataset.classes), image_size=dataset.train.images.shape[-1], budget=config.budget
+    )
     if config.init == "kaiming":
         models.kaiming_(network)
     if isinstance(network, models.Initializable):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from budgetnet import audit, cache, cifar, shards, sources
-from budgetnet.decoding import SUFFIXES
 from budgetnet.download import md5_of
 from budgetnet.errors import DataError
 from budgetnet.images import SIDE, children, few, image_names, list_folder, listing, read_images
@@ -146,7 +145,7 @@ def _official_line(layout: cifar.Layout, folder: Path, lines: list[str]) -> bool
 
 
 def _verify_file(path: Path) -> Verification:
-    suffix, official, count, kind, about = path.suffix.lower(), None, 0, "", ""
+    official, count, kind, about = None, 0, "", ""
     for layout in cifar.LAYOUTS:
         if path.name == layout.meta:
             kind, (classes, _) = layout.kind.replace("batches", "class names"), cifar.read_meta(layout, path)
@@ -163,9 +162,7 @@ def _verify_file(path: Path) -> Verification:
         kind, count = index.layout.kind.removesuffix("s"), sum(map(len, shards.decode(index, SIDE)))
     elif not kind:
         images = read_images(path)
-        count = len(images)
-        kinds = {".npy": "NumPy array", ".bin": "CIFAR-10 binary batch"}
-        kind = "image" if suffix in SUFFIXES else kinds.get(suffix, "contest pickle")
+        kind, count = images.kind, len(images)
         about = "".join(
             f", with {name}" for name, values in (("labels", images.labels), ("ids", images.ids)) if values is not None
         )

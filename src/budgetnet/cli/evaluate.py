@@ -31,7 +31,7 @@ from budgetnet.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import torch
 
-    from budgetnet.checkpoint import Classifier
+    from budgetnet.classifier import Classifier
     from budgetnet.data import Dataset, Images
     from budgetnet.robustness import ShiftScores
 

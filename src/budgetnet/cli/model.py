@@ -15,7 +15,7 @@ from budgetnet.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from budgetnet.checkpoint import Classifier
+    from budgetnet.classifier import Classifier
     from budgetnet.data import Dataset
     from budgetnet.engine import Engine
     from budgetnet.evaluate import Scores

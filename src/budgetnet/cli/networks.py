@@ -72,7 +72,7 @@ def _inspect(options: Namespace) -> int:
         recipe = load_recipe(Path(options.what))
         size, title = recipe.image_size, recipe.model.name
         classes = options.classes or data.num_classes(recipe.dataset, None)
-        network = models.build(recipe.model, classes, size, recipe.budget)
+        network = models.build(recipe.model, classes, image_size=size, budget=recipe.budget)
     elif named:
         if "/" in options.what or Path(options.what).suffix:
             raise CheckpointError(f"{options.what} is not there: give a name that `budgetnet models` lists, or a file")

@@ -32,7 +32,7 @@ from budgetnet.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import torch
 
-    from budgetnet.checkpoint import Classifier
+    from budgetnet.classifier import Classifier
     from budgetnet.data import Dataset
     from budgetnet.evaluate import LabelScores
     from budgetnet.images import Images

@@ -21,7 +21,7 @@ from budgetnet.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-    from budgetnet.checkpoint import Classifier
+    from budgetnet.classifier import Classifier
 
 
 def add(commands: Any) -> None:

@@ -62,7 +62,7 @@ def names() -> tuple[str, ...]:
 
 
 def build(
-    config: ModelConfig, num_classes: int, image_size: int = 32, budget: int | None = None, channels: int = 3
+    config: ModelConfig, num_classes: int, *, image_size: int = 32, budget: int | None = None, channels: int = 3
 ) -> nn.Module:
     """The network that a configuration asks for, freshly initialised, after checking that it fits the budget.
 
@@ -80,12 +80,12 @@ def build(
         BudgetError: it has more trainable parameters than `budget`.
         ConfigError: no such network, or one that cannot be built.
     """
-    config = check_budget(config, num_classes, budget, image_size=image_size, channels=channels)
+    config = check_budget(config, num_classes, budget=budget, image_size=image_size, channels=channels)
     return _network(config, num_classes, image_size, channels)
 
 
 def check_budget(
-    config: ModelConfig, num_classes: int, budget: int | None, image_size: int = 32, channels: int = 3
+    config: ModelConfig, num_classes: int, *, budget: int | None, image_size: int = 32, channels: int = 3
 ) -> ModelConfig:
     """The configuration with `width: auto` replaced by the largest width that fits; others are checked and returned.
 
@@ -103,7 +103,7 @@ def check_budget(
     if config.width == "auto":
         if budget is None:
             raise ConfigError("model.width is auto and budget is null: give the budget that the width shall fill")
-        widest = largest_width(config, num_classes, budget, image_size=image_size, channels=channels)
+        widest = largest_width(config, num_classes, budget=budget, image_size=image_size, channels=channels)
         if widest is None:
             raise BudgetError(f"{config.name}: {_nothing_fits(config, num_classes, budget, image_size, channels)}")
         return replace(config, width=widest)
@@ -117,7 +117,7 @@ def check_budget(
 
 
 def largest_width(
-    config: ModelConfig, num_classes: int, budget: int, image_size: int = 32, channels: int = 3
+    config: ModelConfig, num_classes: int, *, budget: int, image_size: int = 32, channels: int = 3
 ) -> int | None:
     """The largest width of the first stage with which the network fits the budget, or None where none does.
 
@@ -233,7 +233,7 @@ def _what_fits(config: ModelConfig, num_classes: int, budget: int, image_size: i
     """What to do about a network that is over the budget."""
     if config.name.startswith(PREFIX) or config.channels is not None or config.ranks is not None:  # of one size
         return "raise the budget or choose another network"
-    widest = largest_width(config, num_classes, budget, image_size, channels)
+    widest = largest_width(config, num_classes, budget=budget, image_size=image_size, channels=channels)
     if widest is None:
         return _nothing_fits(config, num_classes, budget, image_size, channels)
     fitting = _count(replace(config, width=widest), num_classes, image_size, channels)
