@@ -31,7 +31,7 @@ lint: $(INSTALLED) ## style, and the form of the code
 types: $(INSTALLED) ## types
 	$(BIN)/mypy
 
-format: $(INSTALLED) ## put the code into its form, and mend of its style what needs no thought
+format: $(INSTALLED) ## put the code into its form, and fix of its style what can be fixed automatically
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
@@ -53,13 +53,14 @@ hooks: $(INSTALLED) ## have git check style and types before a commit, and the t
 	.venv/hooks/bin/python -m pip install --quiet --disable-pip-version-check pre-commit==4.7.0
 	.venv/hooks/bin/pre-commit install
 
-table: $(INSTALLED) ## README's and docs' tables from the records in results/
+table: $(INSTALLED) ## README's and docs' tables from the records in results/, the modules' picture from the imports
 	$(BIN)/python results/records.py table
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/deploy.py
 	$(BIN)/python benchmarks/small.py
 	$(BIN)/python reliability/faults.py
 	$(BIN)/python reliability/licences.py
+	$(BIN)/python docs/images/architecture.py
 
 docs: $(INSTALLED) ## the documentation as a site that needs no network, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

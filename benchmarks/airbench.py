@@ -5,7 +5,7 @@
 CLONE is a folder with https://github.com/KellerJordan/cifar10-airbench in it. Its airbench94_muon.py runs as it is, all
 its choices untouched; only what it asks of CUDA, half precision and torchvision is answered by the CPU: float32, eager,
 channels-last. The seconds are those that it counts itself: training with the whitening, without its evaluations. With
---epochs it is stopped after so many of its eight, which all do the same work, and its minutes are reckoned from them;
+--epochs it is stopped after so many of its eight, which all do the same work, and its minutes are extrapolated;
 then there is no accuracy.
 """
 

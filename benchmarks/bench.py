@@ -35,10 +35,10 @@ import plain
 import torch
 from turns import Contestant, Turn, command, take_turns
 
-from budgetnet import config as configuration
 from budgetnet import devices
 from budgetnet.config import AugmentConfig, Config, ProgressiveConfig
 from budgetnet.files import atomic_write
+from budgetnet.recipe import load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PLAIN, OURS = "plain PyTorch", "budgetnet"
@@ -132,11 +132,11 @@ def groups(effort: Effort, folder: Path, threads: int) -> Iterator[Group]:
 
 def _configs() -> dict[str, Config]:
     """What is trained: the reference project's network, ours, and the one that is fastest to learn."""
-    reference = configuration.load(RECIPES / "reference.yaml")
+    reference = load_recipe(RECIPES / "reference.yaml")
     found = {
         "resnet_leaky": reference,
         "enhanced": replace(reference, model=replace(reference.model, name="enhanced")),
-        "speedrun": configuration.load(RECIPES / "speedrun.yaml"),
+        "speedrun": load_recipe(RECIPES / "speedrun.yaml"),
     }
     return {
         name: replace(

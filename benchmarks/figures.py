@@ -173,8 +173,8 @@ def race(speedrun: Record, airbench: Record) -> str:
     spread = speedrun["spread"]
     accuracy, minutes = spread["test_accuracy_tta"], spread["minutes"]
     run = airbench["runs"][0]
-    reckoned = run["epochs_measured"] < run["epochs"]
-    how = f"reckoned from {run['epochs_measured']} of its {run['epochs']} epochs" if reckoned else "measured whole"
+    partial = run["epochs_measured"] < run["epochs"]
+    how = f"extrapolated from {run['epochs_measured']} of its {run['epochs']} epochs" if partial else "measured whole"
     return (
         f"`speedrun` reaches {_with_spread(accuracy, 100, 2)} % of the test images, with averaged views, in "
         f"{_with_spread(minutes, 1, 1)} minutes (seeds: {minutes['n']}). "

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from budgetnet import config as configuration
-from budgetnet import data, devices
+from budgetnet import data, devices, splits
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
 from budgetnet.files import atomic_write
+from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 from budgetnet.training import Training
 
@@ -42,7 +42,7 @@ class Stepper:
         if config.compile:
             self.training.forward = torch.compile(self.training.network)
         self.training.network.train()
-        self.batches = data.batches(indices.to(device), config.batch_size)
+        self.batches = splits.batches(indices.to(device), config.batch_size)
         self.size = dataset.train.images.shape[-1]
 
     def steps(self, n: int) -> float:
@@ -78,7 +78,7 @@ def speeds(
     name: str, dataset: Dataset, device: torch.device, modes: list[str], rounds: int, steps: int
 ) -> list[dict[str, Any]]:
     """How fast a recipe's steps are, eager and compiled, in turn."""
-    config = configuration.load(RECIPES / f"{name}.yaml")
+    config = load_recipe(RECIPES / f"{name}.yaml")
     config = replace(config, precision=devices.precision(config.precision, device), ema=0.0)
     steppers = {mode: Stepper(replace(config, compile=mode == "compiled"), dataset, device) for mode in modes}
     warm = {mode: stepper.steps(steps) for mode, stepper in steppers.items()}
@@ -101,7 +101,7 @@ def whole_runs(name: str, folder: Path | None, device: torch.device, seeds: int)
     """A recipe from beginning to end, for each seed."""
     rows = []
     for seed in range(seeds):
-        config = replace(configuration.load(RECIPES / f"{name}.yaml"), seed=seed)
+        config = replace(load_recipe(RECIPES / f"{name}.yaml"), seed=seed)
         with tempfile.TemporaryDirectory() as place:
             final = train(config, Path(place) / "run", folder=folder, device=device, track=False)["final"]
         rows.append({"recipe": name, "seed": seed, "seconds": 60 * final["minutes"], **final})
@@ -125,7 +125,7 @@ def main() -> None:
     devices.tune(device)
     found: dict[str, Any] = {"torch": torch.__version__, "hardware": devices.hardware(device), "steps": [], "runs": []}
     for name in options.recipes:
-        dataset = data.load(configuration.load(RECIPES / f"{name}.yaml").dataset, options.data)
+        dataset = data.load(load_recipe(RECIPES / f"{name}.yaml").dataset, options.data)
         found["steps"] += speeds(name, dataset, device, options.modes, options.rounds, options.steps)
         if options.seeds:
             found["runs"] += whole_runs(name, options.data, device, options.seeds)

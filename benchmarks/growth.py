@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgetnet import cache, data, evaluate, models
+from budgetnet import cache, data, evaluate, models, splits
 from budgetnet.augment import Augment
 from budgetnet.config import AugmentConfig, Config, ModelConfig
 from budgetnet.devices import hardware
@@ -76,18 +76,18 @@ def images(file: Path, n: int) -> Iterator[tuple[str, int, Work]]:
     pixels = cache._map(file, (n, 3, 32, 32))
     labels = torch.arange(n) % 100
     held = data.Images(pixels, labels)
-    train, _ = data.split(labels, n // 10, 0)
-    order = train[data.epoch_order(len(train), 0, 0)]
+    train, _ = splits.split(labels, n // 10, 0)
+    order = train[splits.epoch_order(len(train), 0, 0)]
     augment = Augment(CHAIN, MEAN, STD, seed=0)
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 100))
     rng = torch.Generator().manual_seed(0)
 
     def gather_and_augment() -> None:
-        for index in data.batches(order, 128)[:50]:
+        for index in splits.batches(order, 128)[:50]:
             augment(pixels[index], index, 0, rng)
 
-    yield "split", 1, partial(data.split, labels, n // 10, 0)
-    yield "order of an epoch", 1, partial(data.epoch_order, n, 0, 1)
+    yield "split", 1, partial(splits.split, labels, n // 10, 0)
+    yield "order of an epoch", 1, partial(splits.epoch_order, n, 0, 1)
     yield "channel statistics", 1, partial(data.stats, held)
     yield "checksum", 1, partial(data._checksum, held)
     yield "gather and augment 50 batches", 3, gather_and_augment

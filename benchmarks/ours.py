@@ -9,7 +9,7 @@ import torch
 from plain import MEAN, STD, network
 from turns import Meter
 
-from budgetnet import data, engine
+from budgetnet import data, engine, splits
 from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.engine import Precision
@@ -32,8 +32,8 @@ def augmentation(meter: Meter, config: Config, folder: Path, threads: int) -> No
     augment = Augment(config.augment, MEAN, STD, config.seed)
     epoch = 0
     while True:
-        for step, index in enumerate(data.batches(data.epoch_order(len(images), 0, epoch), config.batch_size)):
-            augment(images[index], index, epoch, torch.Generator().manual_seed(data.step_seed(0, epoch, step)))
+        for step, index in enumerate(splits.batches(splits.epoch_order(len(images), 0, epoch), config.batch_size)):
+            augment(images[index], index, epoch, torch.Generator().manual_seed(splits.step_seed(0, epoch, step)))
             meter(len(index))
         epoch += 1
 

@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from turns import Contestant, Meter, take_turns
 
-from budgetnet import config as configuration
 from budgetnet import data, distributed, models
-from budgetnet.config import Config
+from budgetnet.config import Config, ModelConfig, to_yaml
 from budgetnet.devices import hardware
+from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -150,7 +150,7 @@ def described(name: str) -> dict[str, Any]:
     """What the model needs to know of a network, counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = models.build(configuration.ModelConfig(name=name), 10, 32).eval()
+    network = models.build(ModelConfig(name=name), 10, 32).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 32, 32))
     norms = sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
@@ -172,7 +172,7 @@ def training(meter: Meter, config: Config, folder: Path, run: Path, processes: i
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
         os.environ |= shared | {"GLOO_SOCKET_IFNAME": "lo", "RANK": "0", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         recipe = run.with_suffix(".yaml")
-        recipe.write_text(configuration.to_yaml(config))
+        recipe.write_text(to_yaml(config))
         command = [sys.executable, __file__, "--follow", str(recipe), str(folder), str(threads)]
         others = [subprocess.Popen(command, env=os.environ | {"RANK": str(rank)}) for rank in range(1, processes)]
     try:
@@ -193,7 +193,7 @@ def _train(config: Config, folder: Path, run: Path, threads: int, stop: Callable
 def measure(name: str, folder: Path, rounds: int, seconds: float, place: Path) -> dict[str, Any]:
     """Images a second of one process and of two, on one core and on two."""
     recipe, batch = RECIPES[name]
-    config = configuration.load(ROOT / "recipes" / f"{recipe}.yaml")
+    config = load_recipe(ROOT / "recipes" / f"{recipe}.yaml")
     config = replace(config, batch_size=batch, precision="fp32", model=replace(config.model, name=name))
     cores = os.cpu_count() or 2
     ways = {
@@ -316,7 +316,7 @@ def _steps(file: Path, steps: int) -> None:
     from budgetnet.training import Training
 
     digits = data.load("digits", None)
-    base = Config(dataset="digits", model=configuration.ModelConfig(name="whitened_cnn"), batch_size=16)
+    base = Config(dataset="digits", model=ModelConfig(name="whitened_cnn"), batch_size=16)
     times: dict[str, list[float]] = {"fp32": [], "bf16": []}
     with distributed.join(torch.device("cpu")) as group:
         both = {
@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.follow:
         recipe, folder, threads = options.follow
-        return _train(configuration.load(Path(recipe)), Path(folder), Path(recipe), int(threads), lambda: False)
+        return _train(load_recipe(Path(recipe)), Path(folder), Path(recipe), int(threads), lambda: False)
     if options.exchange:
         file, repeats, *sizes = options.exchange
         return _exchange(Path(file), int(repeats), [*map(int, sizes)])

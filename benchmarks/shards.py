@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgetnet import cache, data, shards
+from budgetnet import cache, data, shards, splits
 from budgetnet.config import AugmentConfig, Config, ModelConfig, StageConfig
 from budgetnet.devices import hardware, tune
 from budgetnet.training import Training
@@ -159,11 +159,11 @@ def use(root: Path) -> dict[str, Any]:
     dataset = data.load("folder", root)
     opened = time.perf_counter() - began
     assert dataset.train.labels is not None
-    train, _ = data.split(dataset.train.labels, 5000, 0)
-    order = train[data.epoch_order(len(train), 0, 0)]
+    train, _ = splits.split(dataset.train.labels, 5000, 0)
+    order = train[splits.epoch_order(len(train), 0, 0)]
     cache.expect_random(dataset.train.images)  # as a training does
     began = time.perf_counter()
-    for batch in data.batches(order, BATCH):
+    for batch in splits.batches(order, BATCH):
         dataset.train.images[batch]
     gathered = time.perf_counter() - began
     device = torch.device("cpu")
@@ -172,7 +172,7 @@ def use(root: Path) -> dict[str, Any]:
     training = Training(config, dataset, train, device)
     training.network.train()
     began = time.perf_counter()
-    for step, batch in enumerate(data.batches(order, BATCH)[:STEPS]):
+    for step, batch in enumerate(splits.batches(order, BATCH)[:STEPS]):
         loss, _ = training.loss(batch, step, 32)
         training.update(loss, 0.05)
     taken = time.perf_counter() - began

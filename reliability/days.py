@@ -29,7 +29,7 @@ import torch
 from faults import Fault, write
 from mlflow_server import Gate, serving, stored
 
-from budgetnet import checkpoint, progress, store, tracking, words
+from budgetnet import checkpoint, mlclient, progress, tracking, words
 from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from budgetnet.errors import BudgetnetError
 from budgetnet.metrics import read_epochs
@@ -155,7 +155,7 @@ def main() -> None:
         del os.environ[name]
     # Shorter than a user has them, so that a server that hangs costs the campaign seconds.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
-    store.OPEN_SECONDS, store.CALL_SECONDS, store.UPLOAD_SECONDS = 4.0, 3.0, 6.0
+    mlclient.OPEN_SECONDS, mlclient.CALL_SECONDS, mlclient.UPLOAD_SECONDS = 4.0, 3.0, 6.0
     train.Tracker = Timed  # type: ignore[misc]
     began = time.monotonic()
     survived: Counter[str] = Counter()

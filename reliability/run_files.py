@@ -22,7 +22,10 @@ import mutations
 import torch
 from trials import Trial, each
 
-from budgetnet import ablate, checkpoint, config, fit, metrics, models, predict, runs, store
+from budgetnet import ablate, candidates, checkpoint, fit, metrics, models, predict, runs, store
+from budgetnet.config import Config, ModelConfig, StageConfig, to_yaml
+from budgetnet.plainyaml import parse_yaml
+from budgetnet.recipe import load_recipe
 
 SMALL = "wrn_10_1"
 _YAML = (
@@ -65,13 +68,9 @@ def _damaged_yaml(value: Any, rng: Random) -> bytes:
 
 
 def _recipes(folder: Path) -> Trial:
-    from jsonargparse import ArgumentParser
-
     place, outer = folder / "nested.yaml", folder / "recipe.yaml"
     outer.write_text("augment: nested.yaml\n")
-    parser = ArgumentParser(exit_on_error=False, print_config=None)
-    config.add_options(parser)
-    whole = asdict(config.Config())
+    whole = asdict(Config())
     few = {"epochs": 3, "optimizer": {"lr": 0.1, "name": "sgd"}, "augment": {"crop_padding": 2}}
     staged = {"model": {"name": "residual", "stages": [{"block": "basic", "depth": 1, "width": 8}]}, "budget": None}
     marker = b"# of a section\n"
@@ -82,10 +81,9 @@ def _recipes(folder: Path) -> Trial:
         return _damaged_yaml(rng.choice((whole, few, few, staged, staged)), rng)
 
     def read() -> object:
-        recipe = outer if place.read_bytes().startswith(marker) else place
-        found, _ = config.parse(parser, config._recipe_arguments(recipe))
-        assert isinstance(found, config.Config)
-        return config.to_yaml(found)
+        found = load_recipe(outer if place.read_bytes().startswith(marker) else place)
+        assert isinstance(found, Config)
+        return to_yaml(found)
 
     sound = [json.dumps(one).encode() for one in (whole, few, staged)]
     sound.append(marker + json.dumps(whole["augment"]).encode())
@@ -104,9 +102,9 @@ def _studies(folder: Path) -> Trial:
 
 
 def _fits(folder: Path) -> Trial:
-    request = fit.Request(budget=12_000, recipe=fit.default_recipe("digits"), families=("preact",))
+    request = candidates.Request(budget=12_000, recipe=candidates.default_recipe("digits"), families=("preact",))
     asked = json.loads(json.dumps({**asdict(request), "classes": 10}))
-    rows = [asdict(candidate) for candidate in fit.propose(request, 10)]
+    rows = [asdict(candidate) for candidate in candidates.propose(request, 10)]
     content = {"request": asked, "hardware": {}, "candidates": rows}
     place = folder / "fit.json"
 
@@ -142,7 +140,7 @@ def _runs(folder: Path) -> Trial:
             lambda: metrics.read_metrics(folder / "metrics.csv"),
             lambda: runs.read_summary(folder),
             lambda: store.Record.load(folder),
-            lambda: runs.flat(runs.read_mapping(folder / "config.yaml", config.parse_yaml)),
+            lambda: runs.flat(runs.read_mapping(folder / "config.yaml", parse_yaml)),
         )
 
     return Trial(place=place, sound=[rows, json.dumps(summary).encode()], damaged=damaged, read=read)
@@ -215,7 +213,7 @@ def _states(folder: Path) -> Trial:
 def _references(folder: Path) -> Trial:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        weights = models.build(config.ModelConfig(name=SMALL), 10).state_dict()
+        weights = models.build(ModelConfig(name=SMALL), 10).state_dict()
     few = OrderedDict(itertools.islice(weights.items(), 3))  # mostly, as most of the time goes into the others
     place = folder / "ckpt.pth"
     archives = [_saved({"net": state, "acc": 95.5, "epoch": 3}) for state in (weights, few, few, few)]
@@ -255,8 +253,8 @@ def _references(folder: Path) -> Trial:
 def _models(folder: Path) -> Trial:
     from safetensors.torch import save
 
-    stage = config.StageConfig(depth=1, width=2)
-    model = config.ModelConfig(name="residual", stages=[stage])
+    stage = StageConfig(depth=1, width=2)
+    model = ModelConfig(name="residual", stages=[stage])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tensors = models.build(model, 3, 16).state_dict()

@@ -28,8 +28,7 @@ import torch
 from powercut import Disk, restore
 
 from budgetnet import checkpoint
-from budgetnet import config as configuration
-from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig
+from budgetnet.config import Config, ModelConfig, OptimizerConfig, StageConfig, to_yaml
 from budgetnet.errors import BudgetnetError, FolderError, WriteError
 from budgetnet.files import atomic_write
 from budgetnet.folder import RunFolder
@@ -117,7 +116,7 @@ def lost(place: Path, saved: tuple[int, int]) -> str:
             return f"{saved} was saved, and {at} is left"
         if found is None and not (place / "config.yaml").is_file():
             return ""
-        if (place / "config.yaml").read_text() != configuration.to_yaml(SMALL):
+        if (place / "config.yaml").read_text() != to_yaml(SMALL):
             return "config.yaml is torn"
         Metrics(place / "metrics.csv").truncate(at["epoch"])
         if [row["epoch"] for row in read_metrics(place / "metrics.csv")] != list(range(1, at["epoch"] + 1)):

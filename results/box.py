@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import __version__ as version
-from budgetnet import checkpoint, data, devices, evaluate, export, hub, masking, origin, robustness, runs, shift
-from budgetnet import config as configuration
+from budgetnet import checkpoint, data, devices, evaluate, export, hub, masking, origin, robustness, runs, shift, splits
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
 from budgetnet.progress import PlainProgress
+from budgetnet.recipe import load_recipe
 from budgetnet.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def command(config: Mapping[str, Any]) -> str:
     own = runs.flat(config)
     best: list[str] | None = None
     for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
-        theirs = runs.flat(asdict(configuration.load(recipe)))
+        theirs = runs.flat(asdict(load_recipe(recipe)))
         options = [
             part
             for name, value in own.items()
@@ -173,7 +173,7 @@ def some_test_images(dataset: Dataset, limit: int | None) -> tuple[Tensor, Tenso
     assert labels is not None
     chosen = torch.arange(len(labels))
     if limit is not None and limit < len(labels):
-        _, chosen = data.split(labels, limit, 0)
+        _, chosen = splits.split(labels, limit, 0)
     return dataset.test.images[chosen], labels[chosen], chosen
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from budgetnet import ablate
-from budgetnet import config as configuration
+from budgetnet.config import to_yaml
 from budgetnet.files import atomic_write
+from budgetnet.recipe import load_recipe
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -32,7 +33,7 @@ def record(runs: list[Path]) -> dict[str, Any]:
     """What finished runs that differ in their seed alone amount to."""
     entries, plain = [], []
     for run in runs:
-        config = configuration.load(run / "config.yaml")
+        config = load_recipe(run / "config.yaml")
         summary = json.loads((run / "summary.json").read_text())
         lines = (run / "metrics.csv").read_text().splitlines()
         entries.append(
@@ -51,7 +52,7 @@ def record(runs: list[Path]) -> dict[str, Any]:
                 },
             }
         )
-        plain.append(configuration.to_yaml(replace(config, seed=0)))
+        plain.append(to_yaml(replace(config, seed=0)))
     if len(set(plain)) > 1:
         sys.exit("these runs differ in more than their seed")
     if len({entry["seed"] for entry in entries}) < len(entries):

@@ -5,6 +5,8 @@ import pathlib
 
 # On networks as small as those of tests, threads cost more than they save; for commands that tests run, too.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test asks for more of them all the same: one that waits is not to take a core from the others.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import html.parser
 import json
@@ -16,9 +18,8 @@ import torch
 import yaml
 from chromium import CHROMIUM
 
-from budgetnet import config as configuration
 from budgetnet import evaluate
-from budgetnet.config import Config, ModelConfig
+from budgetnet.config import Config, ModelConfig, to_yaml
 
 # Here, and in every Python that a test starts, by the sitecustomize.py that stands there.
 no_network.install()
@@ -109,7 +110,7 @@ def parsed():
 def make_run():
     """Write the folder of a run that never was: what it reached is made up, all else is as `train` writes it."""
     network = ModelConfig(name="enhanced", width=8)
-    usual = configuration.to_yaml(Config(dataset="digits", val_size=500, model=network))
+    usual = to_yaml(Config(dataset="digits", val_size=500, model=network))
 
     def make(
         folder: pathlib.Path,

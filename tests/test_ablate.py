@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from budgetnet import ablate, robustness, shift
-from budgetnet import config as configuration
 from budgetnet.ablate import Study
 from budgetnet.cli import main
 from budgetnet.errors import ConfigError, DataError
+from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -174,6 +174,7 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
 ):
     monkeypatch.chdir(tmp_path)
     command = ["ablate", str(SMOKE), "--vary", "optimizer.lr=1e-9", "--seeds", "2", "--epochs", "1", "--jobs", "2"]
+    command += ["--train-size", "64"]
     assert main([*command, "--json"]) == 0
     printed = capfd.readouterr()
     found = json.loads(printed.out)
@@ -192,10 +193,10 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
     assert all(json.loads(run.read_text())["test"] == {} for run in runs), "the test images are not looked at"
     written = [run.stat().st_mtime_ns for run in runs]
 
-    assert main(command) == 0
+    assert main([*command, "--jobs", "1"]) == 0
     assert [run.stat().st_mtime_ns for run in runs] == written
     assert "optimizer.lr 1e-9" in capfd.readouterr().out
-    assert configuration.load(runs[0].parent / "config.yaml").epochs == 1
+    assert load_recipe(runs[0].parent / "config.yaml").epochs == 1
 
 
 def test_no_training_outlives_a_study_that_is_killed(tmp_path):
@@ -226,7 +227,7 @@ def test_no_training_outlives_a_study_that_is_killed(tmp_path):
 
 def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shift, "COMMON", ("brightness",))
-    config = configuration.load(SMOKE, ["--epochs", "1"])
+    config = load_recipe(SMOKE, ["--epochs", "1", "--train_size", "64"])
     train(config, tmp_path / "run", track=False, test=False)
     job = ablate._Job(variant="", options=[], config=config, run=tmp_path / "run", shift=30)
     run = ["evaluate", str(tmp_path / "run"), "--split", "val", "--shift", "brightness", "--limit", "30", "--json"]

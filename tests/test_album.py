@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from budgetnet import album, pictures
-from budgetnet import config as configuration
 from budgetnet.errors import ConfigError
 from budgetnet.gallery import Judged
+from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("album") / "run"
-    recipe = configuration.load(ROOT / "recipes" / "smoke.yaml", ["--epochs", "1", "--val_size", "1300"])
+    recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", ["--epochs", "1", "--val_size", "1300"])
     train(recipe, folder, track=False)
     return folder
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_data import write_python_batches
+from samples import write_python_batches
 
-from budgetnet import audit, cli, data
+from budgetnet import audit, cli, verification
 from budgetnet.errors import DataError
 
 
@@ -125,7 +125,7 @@ def test_verify_finds_duplicates_in_batches_and_folders_and_prints_them_as_json(
 
 @pytest.mark.real_data
 def test_cifar10_has_the_near_duplicates_that_are_known_of_it_and_no_exact_ones(real_data):
-    [found] = data.verify(real_data / "cifar-10-batches-py").duplicates
+    [found] = verification.verify(real_data / "cifar-10-batches-py").duplicates
     assert found.test == 10_000
     assert found.exact == 0  # Barz and Denzler 2020 found none either, and 286 that are nearly the same
     assert abs(found.near - 235) <= 5  # what the guide says; sums in another order may move a pair over the bound

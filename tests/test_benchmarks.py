@@ -21,10 +21,10 @@ import ours  # noqa: E402
 import plain  # noqa: E402
 from turns import Contestant, Meter, Turn, take_turns  # noqa: E402
 
-from budgetnet import config as configuration  # noqa: E402
 from budgetnet import data  # noqa: E402
-from budgetnet.augment import normalize  # noqa: E402
 from budgetnet.config import AugmentConfig  # noqa: E402
+from budgetnet.inputs import normalize  # noqa: E402
+from budgetnet.recipe import load_recipe  # noqa: E402
 
 RECORD = json.loads(figures.RECORD.read_text())
 
@@ -168,7 +168,7 @@ def test_the_images_of_the_benchmark_are_read_alike_by_both_sides(cifar10):
 
 
 def test_both_sides_train_in_full_batches_of_the_recipe(cifar10, tmp_path):
-    config = configuration.load(ROOT / "recipes" / "smoke.yaml", ["--dataset", "cifar10", "--batch-size", "24"])
+    config = load_recipe(ROOT / "recipes" / "smoke.yaml", ["--dataset", "cifar10", "--batch-size", "24"])
     meters = [Counter(4), Counter(4), Counter(4)]
     works = [
         lambda: ours.training(meters[0], config, cifar10, 1, tmp_path / "run", images=160),
@@ -182,7 +182,7 @@ def test_both_sides_train_in_full_batches_of_the_recipe(cifar10, tmp_path):
 
 
 def test_both_sides_augment_and_load_for_ever(cifar10):
-    config = configuration.load(ROOT / "recipes" / "reference.yaml", ["--batch-size", "40"])
+    config = load_recipe(ROOT / "recipes" / "reference.yaml", ["--batch-size", "40"])
     for work in (ours.augmentation, plain.augmentation):
         meter = Counter(9)  # more than an epoch of 160 or 192 images
         with pytest.raises(Enough):

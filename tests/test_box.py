@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import budgetnet
-from budgetnet import checkpoint, data, hub, runs
+from budgetnet import checkpoint, cifar, data, hub, runs
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, CheckpointError
 
@@ -41,7 +41,7 @@ def test_the_model_is_the_one_that_its_record_tells_of_small_and_within_the_budg
     assert box.digest(BOX) == record["sha256"]
     assert model.parameters == record["parameters"] <= 5_000_000
     assert (BOX / "model.safetensors").stat().st_size == record["float16"]["bytes"] < 10_000_000
-    assert model.classes == data.CIFAR10_CLASSES
+    assert model.classes == cifar.CIFAR10_CLASSES
     assert {path.name for path in BOX.iterdir()} == {"README.md", "config.json", "model.safetensors", "record.json"}
 
 
@@ -96,7 +96,7 @@ def test_a_picture_alone_is_classified_by_the_model_of_the_box_and_it_is_said_wh
     assert capsys.readouterr().out == shown.out
     first, *others = shown.out.splitlines()
     expected = budgetnet.load().predict_proba(photo)[0]
-    assert first.split() == [photo, data.CIFAR10_CLASSES[expected.argmax()], f"{100 * expected.max():.1f}%"]
+    assert first.split() == [photo, cifar.CIFAR10_CLASSES[expected.argmax()], f"{100 * expected.max():.1f}%"]
     assert others
     said = " ".join(shown.err.split())
     assert "By the model that budgetnet brings" in said

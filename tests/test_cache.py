@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from budgetnet import cache, data
+from budgetnet import cache, data, verification
 from budgetnet.errors import DataError
 
 SIZE = 24
@@ -162,7 +162,7 @@ def test_verification_looks_at_every_image_whatever_is_kept(tmp_path, kept, monk
     seen = []
     decoder = cache.read_image
     monkeypatch.setattr(cache, "read_image", lambda path, size: seen.append(path) or decoder(path, size))
-    assert data.verify(tree).images == 12
+    assert verification.verify(tree).images == 12
     assert sorted(seen) == sorted(tree.rglob("*.png"))
     assert len(files(kept)) == 1
 
@@ -174,7 +174,7 @@ def test_training_images_without_contrast_are_refused_from_the_images_and_from_w
         pixels = np.array(Image.open(path))
         pixels[..., channel] = 7
         Image.fromarray(pixels).save(path)
-    for look in (data.load, data.load, lambda _, folder, size: data.verify(folder)):
+    for look in (data.load, data.load, lambda _, folder, size: verification.verify(folder)):
         with pytest.raises(DataError, match="train: found a channel with one value in all pixels"):
             look("folder", tree, 32)
 
@@ -389,7 +389,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 import torch
-from budgetnet import cache, data
+from budgetnet import cache, data, splits
 
 def anonymous():
     line, = (line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -406,11 +406,11 @@ before = anonymous()
 for turn in ("made", "opened"):
     dataset = data.load("folder", root, 96, decoding=watch)
     watch()
-    train, val = data.split(dataset.train.labels, 200, 0)
+    train, val = splits.split(dataset.train.labels, 200, 0)
     held_out = dataset.train.images[val]
     watch()
     total = 0
-    for batch in data.batches(train[data.epoch_order(len(train), 0, 0)], 32):
+    for batch in splits.batches(train[splits.epoch_order(len(train), 0, 0)], 32):
         total += int(dataset.train.images[batch].max())
         watch()
     print(peak - before, dataset.checksum)

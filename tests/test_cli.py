@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow_server import stored
 from PIL import Image
 
-from budgetnet import checkpoint, data, devices, engine, evaluate, models, shift
-from budgetnet.augment import normalize
+from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, models, shift, splits
 from budgetnet.cli import main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
+from budgetnet.inputs import normalize
+from budgetnet.options import sections
 from budgetnet.progress import Progress
 
 ROOT = Path(__file__).parent.parent
@@ -72,18 +74,10 @@ def test_a_training_writes_its_folder_its_mlflow_record_and_a_readable_account(h
 
 def test_the_mlflow_record_of_a_run_is_complete(home, monkeypatch):
     monkeypatch.chdir(home)
-    program = (
-        "import json, mlflow\n"
-        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
-        "run = mlflow.search_runs(search_all_experiments=True, output_format='list')[0]\n"
-        "names = [a.path for a in mlflow.MlflowClient().list_artifacts(run.info.run_id)]\n"
-        "print(json.dumps([run.data.params['optimizer.lr'], run.info.status, run.data.tags['parameters'], names]))\n"
-    )
-    done = python(program)
-    lr, status, parameters, names = json.loads(done.stdout.splitlines()[-1])
-    assert (lr, status) == ("0.1", "FINISHED")
-    assert int(parameters) == json.loads((home / "run" / "summary.json").read_text())["parameters"]
-    assert {"config.yaml", "metrics.csv", "best.safetensors", "summary.json"} <= set(names)
+    found = stored(f"sqlite:///{home / 'mlflow.db'}", home / "run")
+    assert (found["params"]["optimizer.lr"], found["status"]) == ("0.1", "FINISHED")
+    assert int(found["tags"]["parameters"]) == json.loads((home / "run" / "summary.json").read_text())["parameters"]
+    assert {"config.yaml", "metrics.csv", "best.safetensors", "summary.json"} <= found["files"].keys()
 
 
 def test_evaluate_agrees_with_the_summary_and_its_json_is_alone_on_standard_output(home):
@@ -169,7 +163,7 @@ def test_int8_is_calibrated_on_images_that_the_model_was_trained_on_alone(home, 
     assert main(["evaluate", "run", "--split", "val", "--precision", "int8", "--json"]) == 0
     best = checkpoint.load_classifier(home / "run")
     config, images = best.provenance["config"], data.load("digits", None).train
-    trained, _ = data.split(images.labels, config["val_size"], config["split_seed"])
+    trained, _ = splits.split(images.labels, config["val_size"], config["split_seed"])
     allowed = {x.numpy().tobytes() for x in normalize(images.images[trained], best.mean, best.std)}
     assert len(seen) == 512
     assert all(image.numpy().tobytes() in allowed for image in seen)
@@ -208,7 +202,7 @@ def test_validation_images_are_corrupted_by_their_place_in_the_training_set_and_
 
     best, train = checkpoint.load_classifier(home / "run"), data.load("digits", None).train
     config = best.provenance["config"]
-    _, chosen = data.split(train.labels, config["val_size"], config["split_seed"])
+    _, chosen = splits.split(train.labels, config["val_size"], config["split_seed"])
     noisy = shift.corrupt(train.images[chosen], "gaussian_noise", 5, indices=chosen)
     scores = evaluate.score(evaluate.predict_logits(best.network, noisy, best.mean, best.std), train.labels[chosen])
     cell = result["corruptions"]["gaussian_noise"]["5"]
@@ -221,13 +215,15 @@ def test_validation_images_are_corrupted_by_their_place_in_the_training_set_and_
     assert (home / "heat.svg").read_text().startswith("<?xml")
 
 
-def test_all_corruptions_are_measured_with_their_mean_and_progress_goes_to_standard_error(home):
-    done = budgetnet("evaluate", "run", "--shift", "all", "--severity", "3", "--limit", "30", cwd=home)
-    lines = [line for line in done.stdout.splitlines() if line]
+def test_all_corruptions_are_measured_with_their_mean_and_progress_goes_to_standard_error(home, capfd, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "run", "--shift", "all", "--severity", "3", "--limit", "30"]) == 0
+    out, err = capfd.readouterr()
+    lines = [line for line in out.splitlines() if line]
     assert [line.split()[0] for line in lines[1:21]] == [*shift.COMMON, "mean", *shift.EXTRA]
     assert max(map(len, lines)) <= 80
-    assert "stand-in" in done.stdout
-    assert done.stderr.splitlines()[-1] == "scored 20 of 20 sets of images"
+    assert "stand-in" in out
+    assert err.splitlines()[-1] == "scored 20 of 20 sets of images"
 
 
 def test_a_limit_keeps_each_class_in_its_share(home, capsys, monkeypatch):
@@ -391,7 +387,7 @@ def test_pictures_in_folders_are_trained_on_tested_and_predicted(tmp_path, capsy
             picture = Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).resize((20 + i % 7, 30))
             picture.save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
     options = ["--dataset", "folder", "--data", "photos", "--image-size", "16", "--val-size", "20", "--no-track"]
-    assert main(["train", SMOKE, *options, "--output", "run"]) == 0
+    assert main(["train", SMOKE, *options, "--no-report", "--output", "run"]) == 0
     assert main(["evaluate", "run", "--data", "photos", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 30
     assert main(["predict", "run", "photos/test/digit 1", "--output", "out.csv", "--probabilities"]) == 0
@@ -416,13 +412,14 @@ def test_track_sends_what_was_not_tracked_and_sends_it_once(home, capsys, monkey
     assert len(client.get_metric_history(run.info.run_id, "val_accuracy")) == 1
 
 
-def test_models_lists_the_registry_and_what_fits(capsys):
+def test_models_lists_the_registry_and_what_fits(capsys, monkeypatch):
     assert main(["models", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
     assert set(rows) == set(models.names())
     assert rows["resnet18"]["parameters"] == 11_173_962
     assert not rows["resnet18"]["fits"]
     assert rows["enhanced"]["fits"]
+    monkeypatch.setattr(models, "names", lambda: ("resnet_leaky",))  # to look at all of them takes seconds
     assert main(["models"]) == 0
     assert "4,773,354" in capsys.readouterr().out
 
@@ -440,22 +437,32 @@ def test_print_config_prints_a_recipe_for_the_same_and_trains_nothing(tmp_path, 
 def test_json_puts_one_object_on_standard_output_and_quiet_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["train", SMOKE, "--no-track", "--epochs", "1"]
-    assert main([*command, "--output", "one", "--json"]) == 0
+    assert main([*command, "--no-report", "--output", "one", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "one" / "summary.json").read_text())
     assert main([*command, "--output", "two", "--quiet"]) == 0
     shown = capsys.readouterr()
     assert shown.out == shown.err == ""
 
 
+UNTRACKED = ["train", SMOKE, "--no-track", "--no-report", "--epochs", "4", "--threads", "1", "--output"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """What no signal stops."""
+    run = tmp_path_factory.mktemp("undisturbed") / "whole"
+    torch.set_num_threads(1)
+    assert main([*UNTRACKED, str(run)]) == 0
+    return run
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_same_weights(
-    number, code, tmp_path, monkeypatch
+    number, code, undisturbed, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    command = ["train", SMOKE, "--no-track", "--no-report", "--epochs", "4", "--threads", "1", "--output"]
-    assert main([*command, "whole"]) == 0
     with subprocess.Popen(
-        [*BUDGETNET, *command, "run"],
+        [*BUDGETNET, *UNTRACKED, "run"],
         cwd=tmp_path,
         env=environment(PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
@@ -472,7 +479,7 @@ def test_a_signal_stops_after_the_step_and_the_printed_command_goes_on_to_the_sa
     again = re.search(r"to go on: budgetnet (.*)", errors)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main(shlex.split(again[1])) == 0
-    one, other = (checkpoint.load_state(tmp_path / name / "last.ckpt")["network"] for name in ("whole", "run"))
+    one, other = (checkpoint.load_state(run / "last.ckpt")["network"] for run in (undisturbed, tmp_path / "run"))
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
@@ -494,18 +501,15 @@ def test_a_signal_in_the_middle_of_a_line_is_told_after_it_and_once():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_ctrl_c_while_there_is_nothing_to_save_ends_at_once_and_leaves_nothing(tmp_path):
-    program = (
-        "import signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs do not have
-        "from budgetnet import data\n"
-        "from budgetnet.cli import main\n"
-        "data.load = lambda *arguments, **options: signal.raise_signal(signal.SIGINT)\n"
-        f"print(main(['train', {SMOKE!r}, '--no-track', '--output', 'run']))\n"
-    )
-    done = python(program, cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == "130"
-    assert done.stderr == "budgetnet: interrupted\n"
+def test_ctrl_c_while_there_is_nothing_to_save_ends_at_once_and_leaves_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", lambda *arguments, **options: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
+    try:
+        assert main(["train", SMOKE, "--no-track", "--output", "run"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == "budgetnet: interrupted\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -535,7 +539,7 @@ def tiny_cifar10(folder: Path, images: int = 4) -> None:
         pixels = rng.integers(0, 256, (images, 3072), np.uint8)
         labels = [int(x) for x in rng.integers(0, 9, images)]
         (batches / name).write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
-    names = [name.encode() for name in data.CIFAR10_CLASSES]
+    names = [name.encode() for name in cifar.CIFAR10_CLASSES]
     meta = {b"label_names": names, b"num_cases_per_batch": images}
     (batches / "batches.meta").write_bytes(pickle.dumps(meta))
 
@@ -561,7 +565,7 @@ def test_official_corrupted_images_and_new_test_sets_are_read_and_said_to_be(tmp
     best = checkpoint.Classifier(
         network=models.build(model, 10),
         model=model,
-        classes=data.CIFAR10_CLASSES,
+        classes=cifar.CIFAR10_CLASSES,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
         image_size=32,
@@ -622,7 +626,7 @@ def test_class_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
             for i in range(8):
                 Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
     options = ["--dataset", "folder", "--data", "photos", "--image-size", "16", "--val-size", "6", "--no-track"]
-    assert main(["train", SMOKE, *options, "--epochs", "1", "--output", "run"]) == 0
+    assert main(["train", SMOKE, *options, "--no-report", "--epochs", "1", "--output", "run"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "run", "--data", "photos"]) == 0
     shown = capsys.readouterr().out
@@ -641,8 +645,11 @@ class Hostile:
         return (os.system, ("touch was_run",))
 
 
-def _bad(folder: Path) -> None:
-    """Files that no one should be able to use."""
+@pytest.fixture(scope="module")
+def bad(home, tmp_path_factory) -> Path:
+    """A folder of files that no one should be able to use, and the good ones of `home`."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "home").symlink_to(home)
     (folder / "empty").mkdir()
     (folder / "garbage.bin").write_bytes(b"\x00\xff" * 1000)
     (folder / "hostile.pkl").write_bytes(pickle.dumps({b"data": Hostile()}))
@@ -662,6 +669,7 @@ def _bad(folder: Path) -> None:
     (folder / "file").write_text("no folder")
     (folder / "few.csv").write_text("ID,Labels\n0,1\n1,2\n")
     tiny_cifar10(folder / "tiny")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -757,21 +765,19 @@ def _bad(folder: Path) -> None:
     ],
 )
 def test_a_users_mistake_gets_one_line_and_exit_code_1_and_leaves_nothing_behind(
-    command, message, home, tmp_path, capsys, monkeypatch
+    command, message, home, bad, capsys, monkeypatch
 ):
     monkeypatch.delenv("BUDGETNET_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    _bad(tmp_path)
-    (tmp_path / "home").symlink_to(home)
-    before = everything(tmp_path), everything(home)
+    monkeypatch.chdir(bad)
+    before = everything(bad), everything(home)
     assert main(shlex.split(command)) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("budgetnet: error: ")
     assert message in shown.err
     assert shown.err.count("\n") == 1
     assert shown.out == ""
-    assert (everything(tmp_path), everything(home)) == before
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["empty", "home", "tiny", "truncated"]
+    assert (everything(bad), everything(home)) == before
+    assert sorted(path.name for path in bad.iterdir() if path.is_dir()) == ["empty", "home", "tiny", "truncated"]
 
 
 def test_debug_shows_where_an_error_came_from(capsys):
@@ -799,6 +805,24 @@ def test_help_is_there_for_every_command_with_an_example(capsys):
         assert f"example: budgetnet {command}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_help_of_train_says_all_of_every_option(capsys):
+    assert main(["train", "--help"]) == 0
+    words = capsys.readouterr().out.split()
+    printed = "".join(words)  # which breaks lines at hyphens too
+    for section in sections():
+        for option in section.options:
+            said = f"{option.meaning} ({option.values}; default {option.default})".replace("`", "")
+            assert "".join(said.split()) in printed.replace("`", "")
+            assert (option.name if section.name == "model.stages" else f"--{section.dotted(option)}") in words
+        assert "".join(section.meaning.split()) in printed
+        assert section.name in ("", "model.stages") or f"--{section.name}" in words
+
+
+def test_the_help_of_train_needs_no_parser_of_types():
+    program = "import sys; from budgetnet.cli import main; main(['train', '-h']); print('jsonargparse' in sys.modules)"
+    assert python(program).stdout.splitlines()[-1] == "False"
+
+
 def test_help_and_version_need_no_torch():
     program = (
         "import sys; from budgetnet.cli import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
@@ -824,7 +848,10 @@ def test_cifar10_is_verified_described_and_trained_on(real_data, tmp_path, capsy
     assert main(["data", "verify", str(real_data)]) == 0
     assert "CIFAR-10 Python batches" in capsys.readouterr().out
     options = ["--dataset", "cifar10", "--data", str(real_data), "--epochs", "1", "--no-track", "--batch-size", "256"]
-    assert main(["train", SMOKE, *options, "--val-size", "49000", "--output", "run"]) == 0
+    assert (
+        main(["train", SMOKE, *options, "--val-size", "1000", "--train-size", "1000", "--no-report", "--output", "run"])
+        == 0
+    )
     contest = real_data / "contest"
     command = ["predict", "run", str(contest / "cifar_test_nolabel.pkl"), "--output", "out.csv"]
     assert main([*command, "--labels", str(contest / "practice_labels.csv")]) == 0
@@ -833,7 +860,10 @@ def test_cifar10_is_verified_described_and_trained_on(real_data, tmp_path, capsy
 
 def test_a_model_that_was_trained_on_the_test_images_has_no_test_score(tmp_path, capsys):
     run = str(tmp_path / "run")
-    assert main(["train", SMOKE, "--train-on-test", "true", "--epochs", "1", "--output", run, "--no-track"]) == 0
+    assert (
+        main(["train", SMOKE, "--train-on-test", "true", "--epochs", "1", "--output", run, "--no-track", "--no-report"])
+        == 0
+    )
     assert "test images, trained on too" in capsys.readouterr().out
     assert main(["evaluate", run]) == 1
     error = capsys.readouterr().err

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetnet import compare_page, models, runs, seeds, tracking
-from budgetnet import config as configuration
 from budgetnet.cli import main
 from budgetnet.compare import compare, front, points
 from budgetnet.errors import ConfigError, DataError
+from budgetnet.recipe import load_recipe
 
 HOSTILE = '"><script>alert(1)</script>[bold red]'
 
@@ -165,7 +165,7 @@ def test_the_fronts_of_a_study_are_by_each_cost(study):
 
 
 def test_multiply_adds_are_those_of_the_recipes_network(study):
-    recipe = configuration.load(study[0] / "config.yaml")
+    recipe = load_recipe(study[0] / "config.yaml")
     network = models.build(recipe.model, 10)
     assert compare(study).groups[0].cost("multiply_adds") == models.multiply_adds(network, 32)
     (study[0] / "config.yaml").write_text((study[0] / "config.yaml").read_text().replace("enhanced", "of_yore"))

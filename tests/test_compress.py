@@ -16,19 +16,17 @@ from torch import nn
 
 import budgetnet
 from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, start
-from budgetnet import config as configuration
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
+from budgetnet.models.blocks import BLOCKS
+from budgetnet.recipe import load_recipe
 
 SMOKE = pathlib.Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 SIDE = 16
-KINDS = {
-    "basic": {},
+KINDS = {kind: {} for kind in BLOCKS} | {
     "bottleneck": {"expansion": 2},
-    "preact": {},
     "pyramid": {"widen": 2},
-    "shake": {},
     "inverted": {"expansion": 2},
     "convnext": {"expansion": 2, "activation": "gelu"},
     "basic, separable": {"separable": True},
@@ -382,8 +380,8 @@ def test_a_student_learns_from_the_model_and_from_the_same_images(run, tmp_path)
     folder = tmp_path / "student"
     command = ["compress", str(run), "--distill-into", str(recipe), "--output", str(folder), *QUIET]
     assert cli.main([*command, "--distill.temperature", "2"]) == 0
-    config = configuration.load(folder / "config.yaml")
-    before = configuration.load(run / "config.yaml")
+    config = load_recipe(folder / "config.yaml")
+    before = load_recipe(run / "config.yaml")
     assert config.distill.teachers == [str(run)]
     assert config.distill.temperature == 2
     assert (config.dataset, config.val_size, config.split_seed) == ("digits", before.val_size, before.split_seed)
@@ -393,7 +391,7 @@ def test_a_student_learns_from_the_model_and_from_the_same_images(run, tmp_path)
 
 
 def test_less_is_trained_at_a_lower_rate_unless_options_say_otherwise(run):
-    before = configuration.load(run / "config.yaml")
+    before = load_recipe(run / "config.yaml")
     _, config = compress.plan(compress.Request(model=run, sparsity=0.5))
     assert config.epochs == 1  # a quarter of four
     assert config.optimizer.lr == pytest.approx(before.optimizer.lr / 3)
@@ -515,7 +513,7 @@ def test_a_channel_is_taken_out_twice_but_a_factored_network_stays_as_it_is(run,
 
 def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_knows(run, tmp_path):
     model, digits = checkpoint.load(run), data.load("digits", None)
-    config = replace(configuration.load(run / "config.yaml"), start=str(run))
+    config = replace(load_recipe(run / "config.yaml"), start=str(run))
     network = models.build(config.model, 10, 32)
     said = start.load(network, config, digits)
     assert said["parameters"] == model.parameters

@@ -18,16 +18,20 @@ import killed  # noqa: E402
 import storage  # noqa: E402
 from powercut import Disk, restore  # noqa: E402
 
-from budgetnet import config as configuration  # noqa: E402
 from budgetnet.cli import main  # noqa: E402
+from budgetnet.config import to_yaml  # noqa: E402
 from budgetnet.download import download  # noqa: E402
 from budgetnet.errors import DataError  # noqa: E402
 from budgetnet.metrics import read_metrics  # noqa: E402
+from budgetnet.recipe import load_recipe  # noqa: E402
 from budgetnet.train import train  # noqa: E402
 
 
-def test_a_training_killed_again_and_again_ends_as_one_that_nobody_disturbed(tmp_path):
-    config = configuration.load(Path(death.OPTIONS[0]), death.OPTIONS[1:-2])
+def test_a_training_killed_again_and_again_ends_as_one_that_nobody_disturbed(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        death, "OPTIONS", [*death.OPTIONS[:-2], "--val-size", "100", "--train-size", "438", *death.OPTIONS[-2:]]
+    )
+    config = load_recipe(Path(death.OPTIONS[0]), death.OPTIONS[1:-2])
     train(config, tmp_path / "whole" / "run", track=False)
     chain = death.Chain(tmp_path / "killed", track=False)
     chain.folder.mkdir()
@@ -161,7 +165,7 @@ def test_a_folder_that_goes_away_or_is_replaced_during_the_run_is_told_in_one_li
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_log_that_cannot_be_written_ends_the_command_in_one_line_and_the_run_can_go_on(tmp_path, monkeypatch, capfd):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(configuration.to_yaml(storage.SMALL))
+    recipe.write_text(to_yaml(storage.SMALL))
     with open("/dev/full", "w") as full, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", full)
         assert main(["models"]) == 1

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3  # of the weights' norm, and of the loss; docs/reference/runs.m
 
 def trained(folder: Path, threads: int, hash_seed: str) -> Path:
     recipe, run = str(ROOT / "recipes" / "smoke.yaml"), folder / "run"
-    options = ["--no-track", "--epochs", "1", "--batch-size", "250", "--precision", "fp32", "--quiet"]
+    options = ["--no-track", "--no-report", "--epochs", "1", "--batch-size", "250", "--precision", "fp32", "--quiet"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]]),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from budgetnet import cli
-from budgetnet import config as configuration
 from budgetnet.errors import BudgetnetError
+from budgetnet.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "recipes" / "smoke.yaml"
@@ -39,9 +39,9 @@ def test_each_command_in_the_docs_is_accepted_by_the_command_line(command, monke
     else:
         parsed, further = cli._parser().parse_known_args([name, *arguments])
         if name in ("ablate", "sweep"):  # what is not its own are options of the recipe
-            configuration.load(parsed.recipe if "NAME" not in str(parsed.recipe) else SMOKE, further)
+            load_recipe(parsed.recipe if "NAME" not in str(parsed.recipe) else SMOKE, further)
         elif name == "compress":  # of the model's recipe
-            configuration.load(SMOKE, further)
+            load_recipe(SMOKE, further)
         else:
             assert not further
 

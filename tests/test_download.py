@@ -11,7 +11,7 @@ import threading
 import tracemalloc
 
 import pytest
-from test_data import refused, write_cifar100, write_python_batches
+from samples import refused, write_cifar100, write_python_batches
 
 from budgetnet import data, download
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from budgetnet import engine, models
-from budgetnet.augment import normalize
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.engine import Engine, compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
 from budgetnet.evaluate import predict_logits
+from budgetnet.inputs import normalize
+from budgetnet.models.blocks import BLOCKS
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.24, 0.26)
 SHAPE = (3, 16, 16)
@@ -99,7 +100,7 @@ def test_every_network_of_the_registry_compiles_and_agrees_with_pytorch(name):
     assert error < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["pyramid", "shake", "inverted", "convnext"])
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_kinds_of_block_and_gates_compile_for_images_of_odd_sides(kind):
     torch.manual_seed(0)
     gates = {"se": 4}, {"eca": True}, {"cbam": 4}

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from budgetnet.augment import normalize
 from budgetnet.engine import compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, DataError
 from budgetnet.evaluate import (
@@ -22,6 +21,7 @@ from budgetnet.evaluate import (
     score_confusion,
     score_labels,
 )
+from budgetnet.inputs import normalize
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.24, 0.26)
 
@@ -294,8 +294,11 @@ def test_scores_hold_together_and_do_not_depend_on_the_order(case, random):
 @given(cases)
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_scores_survive_json_and_every_undefined_share_is_null(case):
-    found = score(*case).to_dict()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    scores = score(*case)
+    found = scores.to_dict()
+    read = json.loads(json.dumps(found, allow_nan=False))
+    assert read == found
+    assert Scores.from_dict(read) == scores
 
 
 def test_loss_equals_the_cross_entropy_of_pytorch_also_for_extreme_logits():

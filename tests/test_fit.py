@@ -1,4 +1,4 @@
-"""Which network for a budget: what is proposed, how it is halved, and the journey from a budget to a recipe."""
+"""Which network for a budget: how candidates are halved, and the journey from a budget to a recipe."""
 
 import itertools
 import json
@@ -11,27 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_candidates import FAMILIES, RECIPE, request
 
-from budgetnet import checkpoint, cli, data, evaluate, fit, models
-from budgetnet import config as configuration
-from budgetnet.config import Config, ModelConfig, OptimizerConfig
-from budgetnet.errors import BudgetError, ConfigError
+from budgetnet import candidates, checkpoint, cli, data, evaluate, fit, models, splits
+from budgetnet.config import ModelConfig, to_yaml
+from budgetnet.errors import ConfigError
+from budgetnet.recipe import load_recipe
 from budgetnet.training import Training
-
-RECIPE = Config(
-    dataset="digits", val_size=100, train_size=238, batch_size=32, optimizer=OptimizerConfig(lr=0.05), ema=0.5
-)
-BUDGET = 12_000
-FAMILIES = ("preact", "bottleneck")
-
-
-def request(**options: object) -> fit.Request:
-    return fit.Request(**{"budget": BUDGET, "recipe": RECIPE, "families": FAMILIES, "epochs": 1, **options})
 
 
 @pytest.fixture(autouse=True)
 def _latency_of_its_name(monkeypatch):
-    """So that results repeat: a latency by what the network makes; one test measures."""
+    """So that results repeat: a latency by what the network makes."""
 
     def latency(model: ModelConfig, num_classes: int, image_size: int) -> float:
         with torch.device("meta"):
@@ -40,48 +31,12 @@ def _latency_of_its_name(monkeypatch):
     monkeypatch.setattr(fit, "measure_latency", latency)
 
 
-def test_each_family_is_proposed_as_wide_as_the_budget_allows():
-    budget = 60_000
-    found = fit.propose(request(budget=budget, families=()), 10)
-    assert {candidate.family for candidate in found} == set(fit.FAMILIES)
-    assert len({candidate.name for candidate in found}) == len(found)
-    for candidate in found:
-        with torch.device("meta"):
-            network = models.build(candidate.model, 10, budget=budget)
-        assert candidate.parameters == models.count_parameters(network) >= 0.75 * budget
-        assert candidate.multiply_adds == models.multiply_adds(network, 32)
-        width = int(candidate.name.rpartition(" w")[2])
-        wider = replace(candidate.model, width=width + 16)  # the next multiple of any groups
-        with pytest.raises(BudgetError), torch.device("meta"):
-            models.build(wider, 10, budget=budget)
-
-
-def test_networks_that_make_too_many_multiply_adds_are_left_out():
-    costs = sorted(candidate.multiply_adds for candidate in fit.propose(request(), 10))
-    limited = fit.propose(request(multiply_adds=costs[1]), 10)
-    assert sorted(candidate.multiply_adds for candidate in limited) == costs[:2]
-    with pytest.raises(ConfigError, match=rf"at most 1,000 multiply-adds, the cheapest {costs[0]:,}: raise --flops"):
-        fit.propose(request(multiply_adds=1000), 10)
-
-
 def test_networks_that_are_too_slow_are_left_out():
     times = sorted(candidate["latency_ms"] for candidate in fit.fit(request(epochs=0))["candidates"])
     limited = fit.fit(request(epochs=0, latency_ms=times[1]))["candidates"]
     assert sorted(candidate["latency_ms"] for candidate in limited) == times[:2]
     with pytest.raises(ConfigError, match=rf"at most 0\.001 ms an image, the fastest {times[0]:.2f} ms"):
         fit.fit(request(epochs=0, latency_ms=0.001))
-
-
-def test_a_budget_that_nothing_fills_is_refused():
-    with pytest.raises(ConfigError, match="fills 50 parameters: raise --budget"):
-        fit.propose(request(budget=50), 10)
-
-
-def test_latency_is_measured_and_draws_no_random_numbers(monkeypatch):
-    monkeypatch.undo()
-    before = torch.get_rng_state()
-    assert 0 < fit.measure_latency(ModelConfig(name="whitened_cnn", width=4), 10, 16) < 1000
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_halving_keeps_the_better_half_of_each_rung_and_ends_with_one():
@@ -141,28 +96,10 @@ def test_the_front_is_what_no_other_beats_in_everything():
     assert 0 < len(expected) < 60
 
 
-def test_epochs_double_from_rung_to_rung_or_follow_the_speed_where_time_is_to_be_equal():
-    slow, fast = (
-        fit.Candidate(name="", family="", model=ModelConfig(), parameters=1, multiply_adds=1, images_per_second=images)
-        for images in (100, 250)
-    )
-    asked = request(epochs=3)
-    assert [slow.epochs(asked, rung, 1000) for rung in range(3)] == [3, 6, 12]
-    asked = request(minutes=1.0)
-    assert [slow.epochs(asked, rung, 1000) for rung in range(3)] == [6, 12, 24]
-    assert [fast.epochs(asked, rung, 1000) for rung in range(3)] == [15, 30, 60]
-    assert slow.epochs(asked, 0, 50_000) == 1
-
-
-def test_speed_is_measured_by_steps_of_the_training():
-    config = replace(RECIPE, model=ModelConfig(name="whitened_cnn", width=4))
-    assert 1 < fit.measure_speed(config, data.load("digits", None), torch.device("cpu"), steps=1) < 1e7
-
-
 @pytest.fixture(scope="module")
 def recipe_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(configuration.to_yaml(RECIPE))
+    path.write_text(to_yaml(RECIPE))
     return path
 
 
@@ -203,13 +140,13 @@ def test_an_accuracy_of_a_fit_is_that_of_the_run_on_the_validation_split(fitted)
     rows = json.loads((fitted / "fit.json").read_text())["candidates"]
     run = fitted / "runs" / f"{rows[0]['name'].replace(' ', '_')}-{rows[0]['epochs']}"
     best, digits = checkpoint.load_classifier(run), data.load("digits", None)
-    chosen = data.split(digits.train.labels, RECIPE.val_size, RECIPE.split_seed)[1]
+    chosen = splits.split(digits.train.labels, RECIPE.val_size, RECIPE.split_seed)[1]
     logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
     assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == rows[0]["accuracies"][-1]
 
 
 def test_the_winner_is_a_recipe_that_fits_the_budget_and_trains_otherwise_as_asked(fitted):
-    config = configuration.load(fitted / "winner.yaml")
+    config = load_recipe(fitted / "winner.yaml")
     winner = json.loads((fitted / "fit.json").read_text())["candidates"][0]
     with torch.device("meta"):
         assert models.count_parameters(models.build(config.model, 10, budget=config.budget)) == winner["parameters"]
@@ -318,7 +255,7 @@ def test_the_table_has_at_most_80_columns_whatever_is_in_it():
             "latency_ms": 1234.5,
             "epochs": 1200,
         }
-        for family in fit.FAMILIES.values()
+        for family in candidates.FAMILIES.values()
         for name in family
         for width, accuracies in ((128, (0.5, 1.0)), (1000, (None,)))
     ]
@@ -329,34 +266,14 @@ def test_the_table_has_at_most_80_columns_whatever_is_in_it():
 
 
 def test_trainings_that_fail_are_told_and_lose_and_where_all_fail_so_does_the_fit(tmp_path, recipe_file, capsys):
-    broken = configuration.load(recipe_file, ["--optimizer.lr", "1e30", "--ema", "0"])
-    (tmp_path / "broken.yaml").write_text(configuration.to_yaml(broken))
+    broken = load_recipe(recipe_file, ["--optimizer.lr", "1e30", "--ema", "0"])
+    (tmp_path / "broken.yaml").write_text(to_yaml(broken))
     command = ["fit", "--budget", "12e3", "--recipe", str(tmp_path / "broken.yaml"), "--families", "preact"]
     assert cli.main([*command, "--epochs", "1", "--threads", "1"]) == 1
     err = capsys.readouterr().err
     assert err.count("budgetnet: warning: preact") > 1
     assert "budgetnet: error: the loss is" in err or "budgetnet: error: after epoch" in err
     assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"families": ("preakt",)}, "preakt is not a family of networks, expected some of preact, "),
-        ({"budget": 0}, "budget is 0, expected a number above 0"),
-        ({"latency_ms": -1.0}, "latency is -1"),
-        ({"minutes": 0.0}, "minutes 0.0, expected"),
-        ({"recipe": replace(RECIPE, val_size=0)}, "val_size is 0, but networks are chosen by validation accuracy"),
-    ],
-)
-def test_requests_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        request(**options)
-
-
-def test_folders_of_images_need_a_recipe():
-    with pytest.raises(ConfigError, match="needs a recipe with its image_size and val_size"):
-        fit.default_recipe("folder")
 
 
 @pytest.mark.parametrize("budget", ["many", "inf", "nan"])

@@ -340,13 +340,14 @@ def test_metrics_after_the_epoch_that_a_run_goes_on_from_may_be_damaged(tmp_path
 
 def test_an_error_of_the_folder_says_nothing_about_the_networks_that_fit_compares(tmp_path, monkeypatch):
     from budgetnet import fit
+    from budgetnet.candidates import Request
 
     def full(*_, **__):
         raise FolderError("cannot write")
 
     monkeypatch.setattr(fit, "train", full)
     monkeypatch.setattr(fit, "measure_latency", lambda *_: 1.0)
-    request = fit.Request(budget=20_000, recipe=replace(SMALL, val_size=200), families=("preact",), epochs=1)
+    request = Request(budget=20_000, recipe=replace(SMALL, val_size=200), families=("preact",), epochs=1)
     with pytest.raises(FolderError):
         fit.fit(request, output=tmp_path / "fit")
 

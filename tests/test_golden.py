@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from budgetnet import config as configuration
 from budgetnet import devices
 from budgetnet.config import Config
+from budgetnet.recipe import load_recipe
 from budgetnet.runs import read
 from budgetnet.train import train
 from budgetnet.training import Training
@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
 
 def trace(recipe: str, folder: Path) -> dict[str, list[float]]:
     """The loss of each step, and of each epoch's validation, of a short training by a recipe on a small network."""
-    config: Config = configuration.load(ROOT / "recipes" / f"{recipe}.yaml", [*SHORT, *SMALL[recipe]])
+    config: Config = load_recipe(ROOT / "recipes" / f"{recipe}.yaml", [*SHORT, *SMALL[recipe]])
     losses = []
 
     class Watched(Training):

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from budgetnet import cli
-from budgetnet.config import find_recipe
+from budgetnet.recipe import find_recipe
 
 ROOT = Path(__file__).parent.parent
 SLURM = ROOT / "launch" / "slurm.sbatch"

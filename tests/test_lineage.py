@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from budgetnet import store
+from budgetnet import mlclient
 from budgetnet.lineage import inputs
 
 PARAMS = {
@@ -63,8 +63,8 @@ def test_schema_and_profile_are_those_that_mlflow_makes_of_the_arrays():
     params = PARAMS | {"dataset": "folder", "image_size": "8"}
     training = inputs(params, TAGS | {"train_images": "6"})[0]
     arrays = np.zeros((6, 3, 8, 8), np.uint8), np.zeros(6, np.int64)
-    with store.silence():
-        store.import_mlflow()
+    with mlclient.silence():
+        mlclient.import_mlflow()
         import mlflow.data
 
         expected = mlflow.data.from_numpy(arrays[0], targets=arrays[1]).to_dict()

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from budgetnet import config as configuration
 from budgetnet import memory
 from budgetnet.cli import main
 from budgetnet.cli.train import without_auto_batch
-from budgetnet.config import Config, ModelConfig, StageConfig
+from budgetnet.config import Config, ModelConfig, StageConfig, to_yaml
 from budgetnet.memory import available, fitting_batch, is_out_of_memory
+from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 
 ELSEWHERE = torch.device("mps")  # where steps are tried; nothing is computed there
@@ -140,13 +140,13 @@ SMALL = Config(
 def test_the_batch_size_that_was_found_is_in_the_record_and_kept_by_a_resumed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 10_000_000)
     train(SMALL, tmp_path / "run", track=False, fit_memory=True)
-    found = configuration.load(tmp_path / "run" / "config.yaml")
+    found = load_recipe(tmp_path / "run" / "config.yaml")
     assert 2 <= found.batch_size < 128
     assert found == replace(SMALL, batch_size=found.batch_size)
     monkeypatch.setattr(memory, "available", lambda: 10**12)
     (tmp_path / "run" / "summary.json").unlink()
     train(SMALL, tmp_path / "run", track=False, fit_memory=True, resume=True)
-    assert configuration.load(tmp_path / "run" / "config.yaml") == found
+    assert load_recipe(tmp_path / "run" / "config.yaml") == found
 
 
 def test_looking_for_a_batch_size_changes_nothing_else(tmp_path):
@@ -165,8 +165,8 @@ def test_auto_is_taken_off_the_command_line(given):
 def test_the_command_line_finds_a_batch_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "available", lambda: 1)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(configuration.to_yaml(replace(SMALL, train_size=38)))
+    recipe.write_text(to_yaml(replace(SMALL, train_size=38)))
     run = tmp_path / "run"
     assert main(["train", str(recipe), "--batch-size", "auto", "--no-track", "--output", str(run)]) == 0
-    assert configuration.load(run / "config.yaml").batch_size == 2
+    assert load_recipe(run / "config.yaml").batch_size == 2
     assert "batch_size 2, of which a step fits in memory" in capsys.readouterr().out

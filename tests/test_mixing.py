@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from budgetnet.config import MixConfig
 from budgetnet.mixing import beta, blend, cutmix, mix, mixup, paste, ricap, tile
 
 CPU = torch.device("cpu")
-METHODS = {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
+METHODS = {name: method.mix for name, method in mixing.METHODS.items()}
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 quickly = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32)
@@ -36,6 +37,10 @@ def batch(n: int, h: int = 8, w: int = 8, classes: int = 4, seed: int = 0) -> tu
 def maps(n: int, h: int, w: int) -> tuple[Tensor, Tensor]:
     """Pixels that are their own address, i * h * w + y * w + x, float64 (n, 1, h, w); targets that are the image."""
     return torch.arange(n * h * w, dtype=torch.float64).view(n, 1, h, w), torch.eye(n)
+
+
+def test_the_methods_are_those_that_a_recipe_may_name() -> None:
+    assert ("none", *METHODS) == get_args(get_type_hints(MixConfig)["name"])
 
 
 # Given parameters

@@ -25,10 +25,10 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import budgetnet
-from budgetnet import __version__, mlmodel, store
-from budgetnet.augment import normalize
+from budgetnet import __version__, mlclient, mlmodel
 from budgetnet.cli import main
 from budgetnet.errors import CheckpointError
+from budgetnet.inputs import normalize
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
@@ -278,7 +278,7 @@ def test_what_mlflow_itself_refuses_has_status_400_too(server, body, words):
 def quiet(monkeypatch):
     """What MLflow warns of is its own; and the path that it puts the model's source on is this test's alone."""
     monkeypatch.setattr(sys, "path", sys.path[:])
-    with store.silence():
+    with mlclient.silence():
         yield
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import budgetnet
 from budgetnet import cli
-from budgetnet import config as configuration
+from budgetnet.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -128,7 +128,8 @@ def test_a_photo_is_classified_with_the_wheel_alone(clean, photo):
 
 def test_with_the_wheel_alone_one_trains_exports_and_loads(clean, photo):
     at = photo.parent
-    run(clean / "budgetnet", "train", "smoke", "--output", "run", "--no-track", "--no-report", "--quiet", at=at)
+    short = ("--epochs", "1", "--no-track", "--no-report", "--quiet")
+    run(clean / "budgetnet", "train", "smoke", "--output", "run", *short, at=at)
     run(clean / "budgetnet", "export", "run", "--format", "hub", "--output", "hub", "--limit", "70", at=at)
     run(clean / "budgetnet", "export", "run", "--output", "run.onnx", "--limit", "70", at=at)
     script = """
@@ -152,13 +153,13 @@ print(json.dumps([run.parameters, run.classes, run.score([image], run.predict([i
 @pytest.mark.parametrize("name", ["quick", "quick.yaml"])
 def test_a_recipe_that_budgetnet_brings_needs_no_more_than_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert configuration.load(Path(name)) == configuration.load(ROOT / "recipes" / "quick.yaml")
+    assert load_recipe(Path(name)) == load_recipe(ROOT / "recipes" / "quick.yaml")
     Path(name).write_text("epochs: 3\n")
-    assert configuration.load(Path(name)).epochs == 3  # what is here comes first
+    assert load_recipe(Path(name)).epochs == 3  # what is here comes first
 
 
 def test_a_recipe_with_a_section_of_a_file_of_its_own_is_found_with_it():
-    assert configuration.load(Path("reference")) == configuration.load(ROOT / "recipes" / "reference.yaml")
+    assert load_recipe(Path("reference")) == load_recipe(ROOT / "recipes" / "reference.yaml")
 
 
 def test_a_recipe_of_a_known_name_that_is_not_there_is_one_line_with_what_to_type(tmp_path, monkeypatch, capsys):

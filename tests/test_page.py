@@ -12,8 +12,8 @@ from PIL import Image
 from serving import HOST, serving
 
 from budgetnet import serve
+from budgetnet.demo import Demo, Example
 from budgetnet.guard import Limits
-from budgetnet.serve import Demo, Example
 
 pytestmark = [
     pytest.mark.browser,

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from budgetnet import policies
-from budgetnet.augment import turn
+from budgetnet.geometry import turn
 from budgetnet.policies import apply, augmix, jensen_shannon, rand_augment, trivial_augment
 
 ALL = (

@@ -15,7 +15,7 @@ from mlflow_server import serving, stored
 from PIL import Image
 from postgres import postgres, program
 
-from budgetnet import checkpoint, registry, store
+from budgetnet import checkpoint, mlclient, registry
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
 
@@ -207,7 +207,7 @@ def test_mlflow_knows_the_options_that_the_docs_give_its_server():
     (line,) = re.findall(r"^mlflow server .*$", GROUP, re.MULTILINE)
     assert "--artifacts-destination" in line
     assert "export MLFLOW_BACKEND_STORE_URI=postgresql+pg8000://" in GROUP
-    with store.silence():  # what it uses of SQLAlchemy is deprecated
+    with mlclient.silence():  # what it uses of SQLAlchemy is deprecated
         import mlflow.cli
 
     known = {name for option in mlflow.cli.cli.commands["server"].params for name in option.opts}

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from budgetnet import models, remedies
-from budgetnet.augment import normalize
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import CheckpointError, ConfigError, DataError
 from budgetnet.evaluate import predict_logits, score
+from budgetnet.inputs import normalize
 from budgetnet.remedies import adapted, fit_shares, fit_temperature
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from budgetnet import checkpoint, data, evaluate, gallery, report, runs
-from budgetnet import config as configuration
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evidence import Evidence
 from budgetnet.gallery import Judged
+from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -191,7 +191,7 @@ def test_a_run_without_weights_or_predictions_still_has_its_record(run, parsed):
 
 
 def test_a_run_that_was_not_tested_is_shown_by_its_validation_images(tmp_path, parsed):
-    config = configuration.load(SMOKE, ["--epochs", "2"])
+    config = load_recipe(SMOKE, ["--epochs", "2"])
     train(config, tmp_path / "run", track=False, test=False)
     page = reported(tmp_path / "run", parsed)
     assert "This run was not tested." in page.text
@@ -203,7 +203,7 @@ def test_a_run_that_was_not_tested_is_shown_by_its_validation_images(tmp_path, p
 
 
 def test_a_run_trained_on_the_test_images_has_no_score_and_says_so(tmp_path, parsed):
-    config = configuration.load(SMOKE, ["--epochs", "1", "--train_on_test", "true", "--val_size", "0"])
+    config = load_recipe(SMOKE, ["--epochs", "1", "--train_on_test", "true", "--val_size", "0"])
     train(config, tmp_path / "run", track=False)
     assert not (tmp_path / "run" / runs.PREDICTIONS).exists()
     page = reported(tmp_path / "run", parsed)

@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 from serving import HOST, serving
 
-from budgetnet import augment, cache, checkpoint, data, guard, models, serve, shift
+from budgetnet import cache, checkpoint, colors, data, guard, models, serve, shift
 from budgetnet.checkpoint import Classifier
 from budgetnet.cli import main
 from budgetnet.config import ModelConfig, StageConfig
+from budgetnet.demo import Demo, Strengths, drawn_examples
 from budgetnet.guard import Limits
 from budgetnet.saliency import occlusion
-from budgetnet.serve import Demo, Strengths
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("red", "green", "blue")
@@ -47,7 +47,7 @@ def demo(predict=believe, size=32, **more):
         classes=CLASSES,
         image_size=size,
         predict=predict,
-        examples=serve.drawn_examples(size),
+        examples=drawn_examples(size),
         **more,
     )
 
@@ -174,7 +174,7 @@ def test_what_is_no_picture_is_refused_in_one_line(port, path, body, message):
     [
         ("noise=3", lambda image: shift.corrupt(image[None], "gaussian_noise", 3)[0]),
         ("blur=5", lambda image: shift.corrupt(image[None], "gaussian_blur", 5)[0]),
-        ("brightness=-1", lambda image: augment.adjust_color(image[None], brightness=torch.tensor([0.5]))[0]),
+        ("brightness=-1", lambda image: colors.adjust_color(image[None], brightness=torch.tensor([0.5]))[0]),
         ("rotation=90", lambda image: image.rot90(1, (1, 2))),
         ("rotation=0&noise=0&blur=0&brightness=0", lambda image: image),
         (
@@ -271,23 +271,13 @@ def test_the_interface_is_described_and_answers_as_described(port):
 def test_the_examples_are_pictures_of_the_networks_size(port):
     about = found(port, "/api/model")
     assert about["examples_from"] == "drawn"
-    for number, example in enumerate(serve.drawn_examples(32)):
+    for number, example in enumerate(drawn_examples(32)):
         content = found(port, f"/api/examples/{number}")
         assert torch.equal(tensor(np.array(Image.open(io.BytesIO(content)))), example.picture)
         assert about["examples"][number] == example.name
     assert refused(port, f"/api/examples/{len(about['examples'])}")[0] == 404
     assert refused(port, "/api/examples/-1")[0] == 404
     assert refused(port, "/api/examples/x")[0] == 422
-
-
-def test_examples_of_a_data_set_show_its_classes_in_turn():
-    digits = data.load("digits", None)
-    found = serve.examples_of(digits.test, digits.classes)
-    assert [example.name for example in found] == [*digits.classes] * 2
-    many = data.Images(torch.arange(300, dtype=torch.uint8).view(300, 1, 1, 1), torch.arange(300) % 100)
-    found = serve.examples_of(many, [str(i) for i in range(100)])
-    assert [example.name for example in found] == [str(i) for i in range(0, 100, 5)]
-    assert [int(example.picture) for example in found] == [*range(0, 100, 5)]
 
 
 @pytest.mark.parametrize(

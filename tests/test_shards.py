@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from budgetnet import cache, data, shards, tarballs, workers
+from budgetnet import cache, data, shards, splits, tarballs, verification, workers
 from budgetnet.errors import DataError
 
 SIDE = 12
@@ -183,12 +183,12 @@ def test_shards_may_lie_beside_each_other_or_in_a_folder_of_the_folder(beside, t
         name = beside.replace("train", split).format(0)
         write_tar(tmp_path / name, samples(range(first, first + 5)))
     assert len(data.load("folder", tmp_path, SIDE).train) == 5
-    assert data.verify(tmp_path).images == 10
+    assert verification.verify(tmp_path).images == 10
 
 
 def test_a_shard_alone_may_be_of_one_class(tmp_path):
     write_tar(tmp_path / "train-0.tar", samples([0, 3, 6]))
-    assert data.verify(tmp_path / "train-0.tar").images == 3
+    assert verification.verify(tmp_path / "train-0.tar").images == 3
 
 
 CLASS_FILES = {
@@ -302,7 +302,7 @@ def test_what_is_wrong_with_a_shard_is_told_with_its_name_and_the_member(kind, t
     members, message = HOSTILE[kind]
     root = write_tars(tmp_path / "set")
     shard = write_tar(root / "train" / "5.tar", members)
-    for look in (lambda: data.load("folder", root, SIDE), lambda: data.verify(root)):
+    for look in (lambda: data.load("folder", root, SIDE), lambda: verification.verify(root)):
         refused(look, f"{shard}: ", message)
     assert not (tmp_path / "evil.png").exists()
 
@@ -597,7 +597,7 @@ def test_a_process_reads_the_pages_of_its_share_and_no_others(tmp_path):
         pytest.skip("this file system keeps its pages in memory")
     images = cache._map(path, (n, 3, 32, 32))
     cache.expect_random(images)
-    mine = torch.tensor_split(data.batches(data.epoch_order(n, 0, 0), 64)[5], 4)[1]  # the second of four processes
+    mine = torch.tensor_split(splits.batches(splits.epoch_order(n, 0, 0), 64)[5], 4)[1]  # the second of four processes
     assert torch.equal(images[mine], torch.from_numpy(pixels[mine.numpy()]))
     wanted = {p for i in mine.tolist() for p in range(i * row // 4096, ((i + 1) * row - 1) // 4096 + 1)}
     assert resident(path, n * row) == wanted
@@ -616,7 +616,7 @@ def test_verification_decodes_all_and_tells_what_is_in_both_sets_by_shard_and_me
     else:
         write_parquet(root / "test-00000-of-00001.parquet", [12, 6, 13, 14])
         name = ("test-00000-of-00001.parquet: row 1", "train-5-of-3.parquet: row 1")
-    found = data.verify(root)
+    found = verification.verify(root)
     assert (found.images, found.official) == (16, None)
     assert found.kind == ("tar shards" if kind == "tar" else "Parquet files")
     assert found.lines[0] == (f"set: 12 training and 4 test images of 3 classes (cat, dog, owl) in 4 {found.kind}")
@@ -625,6 +625,6 @@ def test_verification_decodes_all_and_tells_what_is_in_both_sets_by_shard_and_me
     assert (duplicates.pairs[0].test, duplicates.pairs[0].train) == name
     assert all(path.stat().st_size < 2000 for path in kept.iterdir())  # what there is, and no pixels
     (shard, *_) = shards.find(root).names
-    found = data.verify(root / shard)
+    found = verification.verify(root / shard)
     assert (found.images, found.kind) == (5, "tar shard" if kind == "tar" else "Parquet file")
     assert found.lines == (f"{(root / shard).name}: {found.kind}, 5 images with labels",)

@@ -210,7 +210,7 @@ def test_a_function_is_shown_with_its_signature_and_its_docstring_as_lists(site)
     assert "random_flip(images: Tensor, rng: Generator) -> Tensor" in text
     assert "random_crop¶" in text
     assert "Args images: (n, c, h, w), any dtype" in text
-    assert "augment.random_crop" in site["methods/training.html"].ids
+    assert "geometry.random_crop" in site["methods/training.html"].ids
 
 
 def test_every_recipe_is_shown_whole(site):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet import config as configuration
 from budgetnet import space
 from budgetnet.errors import ConfigError
+from budgetnet.recipe import recipe_loader
 from budgetnet.space import Choice, Range
 
 ROOT = Path(__file__).parent.parent
@@ -47,8 +47,10 @@ def test_a_space_has_ranges_and_choices_by_the_names_of_options(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "spaces").glob("*.yaml")), ids=lambda path: path.name)
 def test_each_space_that_comes_with_the_recipes_is_possible_around_the_recipe_of_its_name(recipe):
-    load = configuration.loader(ROOT / "recipes" / recipe.name)
-    space.check(space.read_space(recipe), lambda values: load([f"--{k}={v}" for k, v in values.items()]), "it")
+    load = recipe_loader(ROOT / "recipes" / recipe.name)
+    varied = space.read_space(recipe)
+    assert varied, "nothing would be searched"
+    space.check(varied, lambda values: load([f"--{k}={v}" for k, v in values.items()]), "it")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_space_that_cannot_be_is_refused_in_a_line_that_names_the_key(tmp_path
 
 
 def check(tmp_path, text):
-    load = configuration.loader(SMOKE)
+    load = recipe_loader(SMOKE)
     found = read(tmp_path, text)
     space.check(found, lambda values: load([f"--{name}={value}" for name, value in values.items()]), "space.yaml")
 

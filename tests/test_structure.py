@@ -1,96 +1,17 @@
-"""Imports follow the flow of the data, and nothing heavy is imported before it is needed."""
+"""Imports follow the flow of the data, nothing heavy is imported before it is needed, and what is long says why."""
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "budgetnet"
-ORDER = [
-    "errors",
-    "masking",
-    "terminal",
-    "config",
-    "devices",
-    "memory",
-    "usage",
-    "files",
-    "pickles",
-    "arrays",
-    "download",
-    "decoding",
-    "tarballs",
-    "tables",
-    "workers",
-    "cache",
-    "images",
-    "shards",
-    "cifar",
-    "audit",
-    "data",
-    "draws",
-    "policies",
-    "augment",
-    "mixing",
-    "shift",
-    "models",
-    "engine",
-    "saliency",
-    "evaluate",
-    "remedies",
-    "robustness",
-    "optim",
-    "classifier",
-    "checkpoint",
-    "origin",
-    "deployed",
-    "folder",
-    "distill",
-    "start",
-    "launcher",
-    "distributed",
-    "advice",
-    "training",
-    "metrics",
-    "runs",
-    "progress",
-    "markup",
-    "browser",
-    "hub",
-    "export",
-    "words",
-    "lineage",
-    "mlmodel",
-    "store",
-    "registry",
-    "tracking",
-    "recorder",
-    "resume",
-    "train",
-    "seeds",
-    "ablate",
-    "predict",
-    "pictures",
-    "charts",
-    "page",
-    "gallery",
-    "evidence",
-    "report",
-    "album",
-    "api",
-    "compare",
-    "compare_page",
-    "compress",
-    "fit",
-    "space",
-    "standings",
-    "studies",
-    "sweep",
-    "guard",
-    "serve",
-    "ui",
-    "cli",
-]
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs" / "images"))
+import architecture  # noqa: E402
+from architecture import ORDER, SOURCE, imports, room  # noqa: E402
+
 LAZY = {
     "mlflow",
     "optuna",
@@ -109,32 +30,6 @@ LAZY = {
 }
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """Each import of a module of ours or of others, and whether it happens when the file is imported."""
-    tree = ast.parse(path.read_text())
-    checked = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in checked or not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        names = [alias.name for alias in node.names]
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{name}" for name in names]
-        found += [(name, node in tree.body) for name in names]
-    return found
-
-
-def room(dotted: str) -> str:
-    """The module or package of ours that a dotted name is in, or nothing."""
-    parts = dotted.split(".")
-    return parts[1] if parts[0] == "budgetnet" and len(parts) > 1 and parts[1] in ORDER else ""
-
-
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_module_imports_only_what_stands_before_it_and_nothing_heavy_at_the_top(path):
     own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
@@ -149,3 +44,64 @@ def test_a_module_imports_only_what_stands_before_it_and_nothing_heavy_at_the_to
 def test_every_module_has_its_place_in_the_order():
     modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("[!_]*.py")}
     assert modules - {"py"} == {*ORDER}
+
+
+def test_the_picture_of_the_modules_is_that_of_todays_imports():
+    picture = architecture.PICTURE.read_text(encoding="utf-8")
+    assert picture == architecture.picture(), "run python docs/images/architecture.py, and look at the picture"
+    for module in ORDER:
+        assert f">{module}<" in picture or f">{module}/<" in picture
+    assert "href" not in picture
+    assert "url(" not in picture
+
+
+def test_an_arrow_that_others_imply_is_left_out():
+    shown = {(before.title, after.title) for before, after in architecture.arrows()}
+    for one, other in shown:
+        reached = {one}
+        for group in architecture.GROUPS:
+            if any((before, group.title) in shown - {(one, other)} for before in reached):
+                reached.add(group.title)
+        assert other not in reached, f"{one} leads to {other} anyway"
+    assert {after for _, after in shown} == {group.title for group in architecture.GROUPS[1:]}
+
+
+MODULE, FUNCTION = 500, 60  # lines at most
+
+
+def too_long(text: str) -> list[str]:
+    """What of a file has too many lines, a function's docstring not counted, and does not say why: `# long: REASON`."""
+    lines = text.splitlines()
+    found = [f"the module has {len(lines)} lines"] if len(lines) > MODULE and not excused(lines[0]) else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = node.body[0] if ast.get_docstring(node) is not None else None
+            length = extent(node) - (extent(docstring) if docstring else 0)
+            if length > FUNCTION and not excused(lines[node.lineno - 1]):
+                found.append(f"{node.name} has {length} lines")
+    return found
+
+
+def extent(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def excused(line: str) -> bool:
+    return re.search(r"# long: \S", line) is not None
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_and_a_function_are_short_or_say_why_not(path):
+    assert too_long(path.read_text()) == []
+
+
+def test_what_is_too_long_would_be_noticed():
+    body = '    """One.\n\n    Two.\n    """\n' + "    x = 1\n" * 59
+    assert too_long(f"def f():\n{body}") == []
+    assert too_long(f"def f():\n{body}    x = 1\n") == ["f has 61 lines"]
+    assert too_long(f"def f():  # long: a table\n{body}    x = 1\n") == []
+    assert too_long(f"def f():  # long:\n{body}    x = 1\n") == ["f has 61 lines"]
+    assert too_long("x = 1\n" * 500) == []
+    assert too_long("x = 1\n" * 501) == ["the module has 501 lines"]
+    assert too_long("# long: a table\n" + "x = 1\n" * 500) == []

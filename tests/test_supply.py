@@ -112,7 +112,7 @@ for name in {[name for name in modules if not name.endswith("__main__")]!r}:
     importlib.import_module(name)
 from budgetnet import cli
 sys.stdout = open({os.devnull!r}, "w")
-cli.main(["models"])
+cli.main(["inspect", "whitened_cnn"])
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment()

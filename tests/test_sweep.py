@@ -17,12 +17,12 @@ import torch
 import yaml
 from postgres import PASSWORD, postgres, program
 
-from budgetnet import config as configuration
 from budgetnet import space, standings, studies, sweep
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.metrics import Metrics
 from budgetnet.progress import Progress
+from budgetnet.recipe import load_recipe
 from budgetnet.space import Choice, Range
 from budgetnet.sweep import Sweep
 from budgetnet.training import Training
@@ -117,8 +117,8 @@ def test_the_best_trial_is_a_recipe_that_train_takes(tmp_path, monkeypatch, caps
     assert {row["outcome"] for row in result["trials"]} == {"finished"}
     assert result["best"] == max(result["trials"], key=lambda row: row["val_accuracy"])
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == json.loads(json.dumps(result))
-    best = configuration.load(tmp_path / "out" / "best.yaml")
-    smoke = configuration.load(SMOKE)
+    best = load_recipe(tmp_path / "out" / "best.yaml")
+    smoke = load_recipe(SMOKE)
     rate = float(result["best"]["options"]["optimizer.lr"])
     assert best == replace(smoke, optimizer=replace(smoke.optimizer, lr=rate))
     assert main(["train", str(tmp_path / "out" / "best.yaml"), "--print-config"]) == 0
@@ -566,7 +566,8 @@ def databases():
 def test_two_workers_on_postgresql_share_a_study_and_train_each_trial_once(databases, tmp_path):
     uri = databases("sweeps").replace("+pg8000", "")
     assert "open%2Fsesame" in uri
-    arguments = ["--trials", "6", "--no-track", "--pruner", "none", "--study", "shared", *SHORT[:4]]
+    arguments = ["--trials", "6", "--no-track", "--pruner", "none", "--study", "shared"]
+    arguments += ["--epochs", "1", "--train-size", "64", "--val-size", "100"]
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "budgetnet", *command(tmp_path / name, *arguments, "--json")],

@@ -21,12 +21,12 @@ import yaml
 from mlflow_server import Gate, Server, serving, stored
 from torch import nn
 
-from budgetnet import checkpoint, cli, lineage, runs, store, tracking, words
-from budgetnet import config as configuration
+from budgetnet import checkpoint, cli, lineage, mlclient, runs, store, tracking, words
 from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.metrics import Metrics, read_metrics
+from budgetnet.recipe import load_recipe
 from budgetnet.tracking import Tracker, send
 from budgetnet.train import train as train_alone
 
@@ -175,10 +175,10 @@ def database(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two runs")
     program = """
 import pathlib, sys
-from budgetnet import store
+from budgetnet import mlclient
 from budgetnet.tracking import Tracker
 assert "mlflow" not in sys.modules, "importing budgetnet.tracking must stay fast"
-store.OPEN_SECONDS = 120.0  # about the race, not about the time that a busy machine takes
+mlclient.OPEN_SECONDS = 120.0  # about the race, not about the time that a busy machine takes
 run = pathlib.Path(sys.argv[1])
 run.mkdir()
 tracker = Tracker(run, experiment="both", warn=lambda text: print("warning:", text))
@@ -383,7 +383,7 @@ def test_what_the_server_did_without_being_able_to_say_so_is_not_done_again(gate
 
 def lose_from_the_creation_on(gate, monkeypatch):
     """The door loses answers from the one to the creation of the run on; MLflow repeats that request of its own."""
-    with store.silence():
+    with mlclient.silence():
         import mlflow
     create = mlflow.MlflowClient.create_run
 
@@ -399,8 +399,8 @@ def test_a_run_that_the_server_makes_late_is_deleted_when_the_record_is_complete
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     train(run, Tracker(run, experiment="digits", warn=no_warning), [1, 2, 3])
     found, record = stored(uri, run), store.Record.load(run)
-    with store.silence():
-        client = store.import_mlflow()(uri)
+    with mlclient.silence():
+        client = mlclient.import_mlflow()(uri)
         experiment = client.get_experiment_by_name("digits").experiment_id
         tags = {"budgetnet.run": record.key}
         client.create_run(experiment, start_time=0, tags=tags)  # asked for before all others
@@ -413,7 +413,7 @@ def test_two_that_send_the_same_epochs_at_once_leave_each_point_once(server, run
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     train(run, Tracker(run, experiment="digits", warn=no_warning), [1])
     record = store.Record.load(run)
-    with store.silence():
+    with mlclient.silence():
         both = [store.open_copy(run, record, uri) for _ in range(2)]  # each has seen epoch 1 alone
         for one in both:
             one.rows([row(1), {**row(2), "seconds": 1.5}])
@@ -514,11 +514,11 @@ def test_no_secret_is_written_or_said_by_any_command(gate, server_folder, run, m
 
 def test_a_training_under_a_server_that_hangs_is_the_same_as_under_none_bit_for_bit(gate, run, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gate.uri)
-    recipe = configuration.load(Path(SMOKE), ["--epochs", "2"])
+    recipe = load_recipe(Path(SMOKE), ["--epochs", "2"])
     train_alone(recipe, run.with_name("alone"), track=False)
     gate.fail("hang")
-    monkeypatch.setattr(store, "OPEN_SECONDS", 0.5)
-    monkeypatch.setattr(store, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(mlclient, "OPEN_SECONDS", 0.5)
+    monkeypatch.setattr(mlclient, "CALL_SECONDS", 0.5)
     train_alone(recipe, run)
     one, other = (checkpoint.load_state(each / "last.ckpt") for each in (run, run.with_name("alone")))
     assert all(torch.equal(value, other["network"][name]) for name, value in one["network"].items())
@@ -580,8 +580,8 @@ def test_a_bad_server_costs_seconds_and_one_warning_and_the_run_is_kept(run, mon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    monkeypatch.setattr(store, "OPEN_SECONDS", 1.0)
-    monkeypatch.setattr(store, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(mlclient, "OPEN_SECONDS", 1.0)
+    monkeypatch.setattr(mlclient, "CALL_SECONDS", 0.5)
     with Server(("127.0.0.1", 0), Handler) as bad:
         thread = threading.Thread(target=bad.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -647,7 +647,7 @@ def test_a_locked_database_costs_seconds_and_one_warning(database, run, monkeypa
     tracker = Tracker(run, experiment="digits", warn=said.append)
     tracker.start("first try", PARAMS, TAGS)
     tracker._settle()
-    monkeypatch.setattr(store, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr(mlclient, "CALL_SECONDS", 1.0)
     with contextlib.closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()

@@ -13,9 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from budgetnet import checkpoint, data, evaluate, models
-from budgetnet import config as configuration
-from budgetnet.augment import progressive_size
+from budgetnet import checkpoint, data, evaluate, models, splits
 from budgetnet.cli import main
 from budgetnet.config import (
     AugmentConfig,
@@ -23,14 +21,17 @@ from budgetnet.config import (
     DistillConfig,
     MixConfig,
     ModelConfig,
+    OptimizerConfig,
     ProgressiveConfig,
     ScheduleConfig,
     StageConfig,
 )
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
+from budgetnet.inputs import progressive_size
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
+from budgetnet.recipe import load_recipe
 from budgetnet.train import _LOOK_EVERY, train
 from budgetnet.training import Training
 
@@ -43,8 +44,8 @@ TINY = Config(
     model=ModelConfig(name="residual", stages=[StageConfig(width=8, depth=1, stride=4), StageConfig(width=8, depth=1)]),
     epochs=3,
     batch_size=32,
-    augment=configuration.AugmentConfig(crop_padding=2, flip="random", rotation=5, erase_p=0.3),
-    optimizer=configuration.OptimizerConfig(lr=0.05, nesterov=True),
+    augment=AugmentConfig(crop_padding=2, flip="random", rotation=5, erase_p=0.3),
+    optimizer=OptimizerConfig(lr=0.05, nesterov=True),
     ema=0.9,
     checkpoint_minutes=None,
 )
@@ -149,7 +150,7 @@ def test_dropout_and_plateau_resume_exactly_too(tmp_path):
         schedule=ScheduleConfig(name="plateau", patience=0, gamma=0.5),
         ema=0.0,
         epochs=4,
-        optimizer=configuration.OptimizerConfig(lr=0.5),
+        optimizer=OptimizerConfig(lr=0.5),
     )
     run(config, tmp_path / "whole")
     assert len({row["lr"] for row in rows(tmp_path / "whole")}) > 1, "the plateau schedule never dropped"
@@ -210,7 +211,7 @@ def test_the_kept_weights_have_the_best_validation_accuracy_of_all_epochs(whole)
     assert summary["final"]["best_epoch"] == accuracies.index(max(accuracies)) + 1
     best = checkpoint.load_classifier(whole)
     digits = data.load("digits", None)
-    chosen = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)[1]
+    chosen = splits.split(digits.train.labels, TINY.val_size, TINY.split_seed)[1]
     logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
     assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == max(accuracies)
 
@@ -226,7 +227,7 @@ def test_a_run_folder_holds_what_was_promised(whole):
         "summary.json",
         "system.csv",
     }
-    assert configuration.load(whole / "config.yaml") == TINY
+    assert load_recipe(whole / "config.yaml") == TINY
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["parameters"] == models.count_parameters(checkpoint.load_classifier(whole).network)
     assert summary["tags"]["data_checksum"] == data.load("digits", None).checksum
@@ -293,7 +294,7 @@ def test_a_sealed_file_that_is_no_state_of_the_run_is_refused_in_one_line(change
 
 
 def test_patience_stops_a_run_that_no_longer_learns(tmp_path):
-    config = replace(TINY, epochs=50, patience=2, ema=0.0, optimizer=configuration.OptimizerConfig(lr=1e-12))
+    config = replace(TINY, epochs=50, patience=2, ema=0.0, optimizer=OptimizerConfig(lr=1e-12))
     summary = run(config, tmp_path / "run")
     assert summary["final"]["epochs"] == summary["final"]["best_epoch"] + 2 < 50
     (tmp_path / "run" / "summary.json").unlink()
@@ -302,7 +303,7 @@ def test_patience_stops_a_run_that_no_longer_learns(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_says_what_to_try(tmp_path):
-    config = replace(TINY, ema=0.0, checkpoint_steps=1, optimizer=configuration.OptimizerConfig(lr=1e30))
+    config = replace(TINY, ema=0.0, checkpoint_steps=1, optimizer=OptimizerConfig(lr=1e30))
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 1, step \d+, .*--optimizer.lr") as caught:
         run(config, tmp_path / "run")
     at = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["position"]
@@ -323,7 +324,7 @@ def test_looking_at_the_steps_late_as_on_an_accelerator_changes_nothing(whole, t
 
 
 def test_a_loss_that_is_not_finite_and_seen_late_is_named_by_its_step_and_saved_by_none(tmp_path, monkeypatch):
-    config = replace(TINY, ema=0.0, optimizer=configuration.OptimizerConfig(lr=1e30))
+    config = replace(TINY, ema=0.0, optimizer=OptimizerConfig(lr=1e30))
     messages = []
     for place, wait in (("soon", 0.0), ("late", math.inf)):
         monkeypatch.setitem(_LOOK_EVERY, "cpu", wait)
@@ -353,17 +354,17 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize(
     "choice",
     [
-        {"augment": configuration.load(RECIPES / "reference.yaml").augment},
-        {"augment": configuration.AugmentConfig(crop_padding=2, crop_border="reflect", flip="alternate", cutout=8)},
-        {"model": ModelConfig(name="enhanced", width=8), "optimizer": configuration.OptimizerConfig(nesterov=True)},
-        {"model": ModelConfig(name="whitened_cnn", width=4), "optimizer": configuration.OptimizerConfig(name="muon")},
+        {"augment": load_recipe(RECIPES / "reference.yaml").augment},
+        {"augment": AugmentConfig(crop_padding=2, crop_border="reflect", flip="alternate", cutout=8)},
+        {"model": ModelConfig(name="enhanced", width=8), "optimizer": OptimizerConfig(nesterov=True)},
+        {"model": ModelConfig(name="whitened_cnn", width=4), "optimizer": OptimizerConfig(name="muon")},
         {"progressive": ProgressiveConfig(size=16), "clip_norm": 1.0, "precision": "bf16", "label_smoothing": 0.1},
-        {"mix": MixConfig(name="mixup"), "augment": configuration.AugmentConfig(policy="trivial")},
-        {"mix": MixConfig(name="cutmix", p=0.5), "augment": configuration.AugmentConfig(policy="rand")},
+        {"mix": MixConfig(name="mixup"), "augment": AugmentConfig(policy="trivial")},
+        {"mix": MixConfig(name="cutmix", p=0.5), "augment": AugmentConfig(policy="rand")},
         {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
-        {"augment": configuration.AugmentConfig(policy="augmix", consistency=12)},
+        {"augment": AugmentConfig(policy="augmix", consistency=12)},
         {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2, zero_init=True)},
-        {"optimizer": configuration.OptimizerConfig(sam=0.05, lookahead_steps=1), "clip_norm": 1.0},
+        {"optimizer": OptimizerConfig(sam=0.05, lookahead_steps=1), "clip_norm": 1.0},
     ],
     ids=[
         "reference augmentation",
@@ -415,7 +416,7 @@ def test_a_run_on_growing_images_by_muon_resumes_exactly(tmp_path):
         TINY,
         model=ModelConfig(name="whitened_cnn", width=4),
         progressive=ProgressiveConfig(size=16, until=0.9),
-        optimizer=configuration.OptimizerConfig(name="muon", lr=0.1, head_lr=7.0, bias_lr=100.0),
+        optimizer=OptimizerConfig(name="muon", lr=0.1, head_lr=7.0, bias_lr=100.0),
     )
     run(config, tmp_path / "whole")
     stopper = Stopper(STEPS + 3)
@@ -428,9 +429,9 @@ def test_a_run_on_growing_images_by_muon_resumes_exactly(tmp_path):
 @pytest.mark.parametrize(
     "choice",
     [
-        {"optimizer": configuration.OptimizerConfig(name="adamw", lr=0.01, sam=0.05), "clip_norm": 1.0},
-        {"optimizer": configuration.OptimizerConfig(lookahead_steps=3, lookahead_alpha=0.8)},
-        {"optimizer": configuration.OptimizerConfig(name="muon", lookahead_steps=5, sam=0.1), "ema": 0.0},
+        {"optimizer": OptimizerConfig(name="adamw", lr=0.01, sam=0.05), "clip_norm": 1.0},
+        {"optimizer": OptimizerConfig(lookahead_steps=3, lookahead_alpha=0.8)},
+        {"optimizer": OptimizerConfig(name="muon", lookahead_steps=5, sam=0.1), "ema": 0.0},
     ],
     ids=["sam", "lookahead", "both with muon"],
 )
@@ -473,13 +474,13 @@ def test_the_equal_average_is_of_the_epochs_of_its_share_with_the_statistics_of_
         {key: found[key] for key in trained}, {key: (after[1][key] + after[2][key]) / 2 for key in trained}
     )
     digits = data.load("digits", None)
-    indices = data.split(digits.train.labels, config.val_size, config.split_seed)[0]
+    indices = splits.split(digits.train.labels, config.val_size, config.split_seed)[0]
     network = a_training(config).network.train()
     network.load_state_dict(found)
-    images = digits.train.images[indices[data.epoch_order(len(indices), config.seed, 0)]]
+    images = digits.train.images[indices[splits.epoch_order(len(indices), config.seed, 0)]]
     sums = torch.zeros(8)
     with torch.no_grad():
-        for batch in data.batches(images, config.batch_size):
+        for batch in splits.batches(images, config.batch_size):
             pixels = (batch.float() / 255 - torch.tensor(digits.mean).view(3, 1, 1)) / torch.tensor(digits.std).view(
                 3, 1, 1
             )
@@ -497,11 +498,11 @@ def test_of_the_average_and_the_weights_themselves_the_better_in_validation_is_k
         for parameter in self.network.parameters():
             parameter.zero_()  # so that it sees no difference between classes
 
-    config = replace(TINY, epochs=1, train_size=None, optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True))
+    config = replace(TINY, epochs=1, train_size=None, optimizer=OptimizerConfig(lr=0.1, nesterov=True))
     if better == "raw":
         monkeypatch.setattr("budgetnet.optim.WeightAverage.update", spoilt)
     else:
-        config = replace(config, optimizer=configuration.OptimizerConfig(lr=1e-12))  # equals: the average is taken
+        config = replace(config, optimizer=OptimizerConfig(lr=1e-12))  # equals: the average is taken
     summary = run(config, tmp_path / "run")
     best = checkpoint.load_classifier(tmp_path / "run")
     assert summary["weights"] == best.provenance["weights"] == better
@@ -520,7 +521,7 @@ def test_without_an_average_the_record_has_the_columns_that_it_always_had(tmp_pa
     [
         {"mix": MixConfig(name="cutmix", p=0.5), "label_smoothing": 0.1},
         {"distill": DistillConfig(cached=True, teachers=["?"])},
-        {"progressive": ProgressiveConfig(size=16), "optimizer": configuration.OptimizerConfig(lr=0.01, sam=0.05)},
+        {"progressive": ProgressiveConfig(size=16), "optimizer": OptimizerConfig(lr=0.01, sam=0.05)},
     ],
     ids=["mixed", "cached", "small images and sam"],
 )
@@ -604,9 +605,7 @@ def test_sam_over_no_distance_is_the_plain_run_bit_for_bit_and_over_some_another
 
 def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves_the_weights_alone():
     # As on CUDA in fp16; the scale itself needs no such device.
-    config = replace(
-        TINY, ema=0.0, clip_norm=1.0, optimizer=configuration.OptimizerConfig(lr=0.05, momentum=0.0, sam=0.1)
-    )
+    config = replace(TINY, ema=0.0, clip_norm=1.0, optimizer=OptimizerConfig(lr=0.05, momentum=0.0, sam=0.1))
     plain, scaled = a_training(config), a_training(config)
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for training in (plain, scaled):
@@ -628,7 +627,7 @@ def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves
 
 
 def test_the_slow_weights_are_validated_and_kept(tmp_path):
-    optimizer = configuration.OptimizerConfig(lr=0.05, lookahead_steps=4)  # of the six that an epoch has
+    optimizer = OptimizerConfig(lr=0.05, lookahead_steps=4)  # of the six that an epoch has
     config = replace(TINY, val_size=0, train_size=None, batch_size=256, ema=0.0, epochs=1, optimizer=optimizer)
     run(config, tmp_path / "run")
     slow = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["lookahead"]
@@ -739,7 +738,7 @@ def test_width_auto_is_resolved_in_the_record(tmp_path):
         TINY, budget=2000, model=ModelConfig(name="residual", stages=stages, width="auto"), epochs=1, ema=0.0
     )
     summary = run(config, tmp_path / "run")
-    width = configuration.load(tmp_path / "run" / "config.yaml").model.width
+    width = load_recipe(tmp_path / "run" / "config.yaml").model.width
     assert isinstance(width, int)
     assert summary["parameters"] <= 2000
     wider = ModelConfig(name="residual", stages=stages, width=width + 1)
@@ -824,7 +823,7 @@ def test_a_first_loss_that_is_not_finite_is_not_blamed_on_the_learning_rate(tmp_
 
 
 def test_a_divergence_in_half_precision_says_that_full_precision_may_help(tmp_path):
-    config = replace(TINY, ema=0.0, precision="bf16", optimizer=configuration.OptimizerConfig(lr=1e30))
+    config = replace(TINY, ema=0.0, precision="bf16", optimizer=OptimizerConfig(lr=1e30))
     with pytest.raises(TrainingError, match=r"--optimizer\.lr .* or --precision fp32 instead of bf16"):
         run(config, tmp_path / "run")
 
@@ -944,7 +943,7 @@ def test_half_precision_is_refused_on_a_cpu(tmp_path):
 
 
 CHOICES = [
-    *({"optimizer": configuration.OptimizerConfig(name=name, lr=0.01)} for name in ("sgd", "adam", "adamw", "muon")),
+    *({"optimizer": OptimizerConfig(name=name, lr=0.01)} for name in ("sgd", "adam", "adamw", "muon")),
     *(
         {"schedule": ScheduleConfig(name=name, milestones=[1.0] if name == "multistep" else [])}
         for name in ("constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular")
@@ -966,7 +965,7 @@ def test_each_choice_trains(choice, tmp_path):
     summary = run(config, tmp_path / "run")
     assert 0 < summary["final"]["test_loss"] < 100
     assert ("test_accuracy_tta" in summary["final"]) == (config.tta != "none")
-    assert dataclasses.replace(configuration.load(tmp_path / "run" / "config.yaml")) == config
+    assert dataclasses.replace(load_recipe(tmp_path / "run" / "config.yaml")) == config
 
 
 def test_a_small_network_learns_the_digits(tmp_path):
@@ -974,8 +973,8 @@ def test_a_small_network_learns_the_digits(tmp_path):
         TINY,
         train_size=None,
         epochs=6,
-        augment=configuration.AugmentConfig(crop_padding=2),
-        optimizer=configuration.OptimizerConfig(lr=0.1, nesterov=True),
+        augment=AugmentConfig(crop_padding=2),
+        optimizer=OptimizerConfig(lr=0.1, nesterov=True),
     )
     summary = run(config, tmp_path / "run")
     assert summary["final"]["test_accuracy"] > 0.9
@@ -996,7 +995,7 @@ def test_with_train_on_test_all_but_the_validation_images_are_trained_on_and_not
     monkeypatch.setattr(Training, "loss", noted)
     config = replace(TINY, train_on_test=True, train_size=None, batch_size=256, epochs=1)
     summary = run(config, tmp_path / "run")
-    _, held_out = data.split(digits.train.labels, TINY.val_size, TINY.split_seed)
+    _, held_out = splits.split(digits.train.labels, TINY.val_size, TINY.split_seed)
     everything = set(range(len(digits.train) + len(digits.test)))
     assert sorted(torch.cat(seen).tolist()) == sorted(everything - set(held_out.tolist()))
     assert summary["test"] == {}

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from prose import REFERENCE, address, markdown
-from reference import field_texts, option_anchor
 
 from budgetnet import models
 from budgetnet.config import ModelConfig
+from budgetnet.models import named
+from budgetnet.options import sections
 
 DOCS = Path(__file__).resolve().parents[1]
 SOURCE = DOCS.parent / "src" / "budgetnet"
@@ -39,7 +40,7 @@ def networks() -> str:
     for name in models.names():
         with torch.device("meta"):
             network = models.build(ModelConfig(name=name), 10)
-        said = markdown(inspect.getdoc(getattr(models, builders[name])) or "").split("\n\n")[0].replace("\n", " ")
+        said = markdown(inspect.getdoc(getattr(named, builders[name])) or "").split("\n\n")[0].replace("\n", " ")
         millions = models.multiply_adds(network, 32) / 1e6
         rows.append(f"| `{name}` | {models.count_parameters(network):,} | {millions:,.0f} M | {said} |")
     return "\n".join(rows) + "\n"
@@ -47,8 +48,8 @@ def networks() -> str:
 
 def _builders() -> dict[str, str]:
     """For each network of the registry, the name of what is called there to describe it."""
-    assigned = [node for node in _parsed("models").body if isinstance(node, ast.AnnAssign)]
-    (registry,) = (node.value for node in assigned if ast.unparse(node.target) == "_REGISTRY")
+    assigned = [node for node in _parsed("models.named").body if isinstance(node, ast.AnnAssign)]
+    (registry,) = (node.value for node in assigned if ast.unparse(node.target) == "NETWORKS")
     assert isinstance(registry, ast.Dict)
     found = {}
     for key, value in zip(registry.keys, registry.values, strict=True):
@@ -164,7 +165,12 @@ def sources() -> str:
 
 
 def _docstrings() -> Iterator[_Place]:
-    """Every docstring of the package, and the strings under the options of a recipe."""
+    """The strings under the options of a recipe, and every other docstring of the package."""
+    for section in sections():
+        yield _Place(section.name, section.meaning, "../reference/options.md")
+        for option in section.options:
+            dotted = section.dotted(option)
+            yield _Place(dotted, option.meaning, f"../reference/options.md#{dotted}")
     shown = _shown()
     for file in sorted(SOURCE.rglob("*.py")):
         name = ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
@@ -172,20 +178,16 @@ def _docstrings() -> Iterator[_Place]:
         if text := ast.get_docstring(tree):
             yield _Place(name, text, shown.get(name))
         for node in tree.body:
-            if name == "config" and isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
-                section = option_anchor(node.name, "").rstrip(".")
-                yield _Place(section, ast.get_docstring(node) or "", "../reference/options.md")
-                for key, text in field_texts(node).items():
-                    anchor = option_anchor(node.name, key)
-                    yield _Place(anchor, text, f"../reference/options.md#{anchor}")
-            if isinstance(node, Definition) and name != "config":
+            if isinstance(node, Definition) and name not in ("sections", "config"):
                 yield from _of(name, node, shown.get(name))
 
 
 def _of(name: str, node: Definition, page: str | None) -> Iterator[_Place]:
     inner = [one for one in ast.walk(node) if isinstance(one, Definition)]
     text = "\n".join(found for one in inner if (found := ast.get_docstring(one)))
-    built = [network for network, builder in _builders().items() if builder == node.name] if name == "models" else []
+    built = (
+        [network for network, builder in _builders().items() if builder == node.name] if name == "models.named" else []
+    )
     for network in built:
         yield _Place(network, text, "networks.md")
     if not built:

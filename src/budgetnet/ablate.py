@@ -19,12 +19,13 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from budgetnet import config as configuration
 from budgetnet import seeds
-from budgetnet.config import Config
+from budgetnet.config import Config, to_yaml
 from budgetnet.errors import ConfigError
 from budgetnet.files import atomic_write
+from budgetnet.plainyaml import read_yaml
 from budgetnet.progress import duration
+from budgetnet.recipe import find_recipe, load_recipe
 from budgetnet.terminal import fitted, wrapped
 
 _COLUMNS = 80
@@ -74,7 +75,7 @@ def read_study(path: Path) -> Study | None:
     Raises:
         ConfigError: the file cannot be read, or describes a study wrongly.
     """
-    content = configuration.read_yaml(configuration.find_recipe(path))
+    content = read_yaml(find_recipe(path))
     if not isinstance(content, dict) or "variants" not in content:
         return None
     variants, always, recipe = content["variants"], content.get("always", ""), content.get("recipe")
@@ -229,14 +230,14 @@ def _plan(study: Study, runs: Path) -> list[_Job]:
     for seed in range(study.seeds):
         for slug, variant in names.items():
             options = study.variants[variant]
-            config = configuration.load(study.recipe, [*study.always, *options, "--seed", str(seed)])
+            config = load_recipe(study.recipe, [*study.always, *options, "--seed", str(seed)])
             if not config.val_size:
                 raise ConfigError(f"val_size is 0 in {variant!r}: variants are judged by held-out images, give some")
             if study.shift > config.val_size:
                 raise ConfigError(f"shift is {study.shift:,}, expected up to {config.val_size:,}, the images held out")
             if study.shift:
                 shift.require_size(config.image_size, config.image_size)
-            text = configuration.to_yaml(config)
+            text = to_yaml(config)
             if seen.setdefault(text, variant) != variant:
                 raise ConfigError(f"{variant!r} is the same as {seen[text]!r}: leave one of them out")
             jobs.append(
@@ -285,7 +286,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
 
     It is kept in the run's folder, with what it is of, as measuring takes about as long as a short training.
     """
-    from budgetnet import checkpoint, data, evaluate, robustness, shift
+    from budgetnet import checkpoint, data, evaluate, robustness, shift, splits
     from budgetnet.runs import read_mapping
 
     config, classifier = job.config, checkpoint.load_classifier(job.run)
@@ -295,10 +296,10 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
     if of.items() <= before.items() and isinstance(before.get("accuracy"), float):
         return float(before["accuracy"])
     images = data.load(config.dataset, folder, config.image_size).train
-    assert images.labels is not None
-    _, held_out = data.split(images.labels, config.val_size, config.split_seed)
-    chosen = held_out[data.split(images.labels[held_out], job.shift, 0)[1]] if job.shift < len(held_out) else held_out
-    clean, labels = images.images[chosen], images.labels[chosen]
+    _, held_out = splits.split(images.targets, config.val_size, config.split_seed)
+    few = job.shift < len(held_out)
+    chosen = held_out[splits.split(images.targets[held_out], job.shift, 0)[1]] if few else held_out
+    clean, labels = images.images[chosen], images.targets[chosen]
     (scores,) = robustness.measure(
         lambda pixels: [evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std)],
         clean,

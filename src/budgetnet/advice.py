@@ -6,6 +6,7 @@ import torch
 
 from budgetnet import memory
 from budgetnet.config import Config
+from budgetnet.errors import first_line
 
 
 def diverged(what: str, config: Config, rate: float) -> str:
@@ -17,7 +18,7 @@ def diverged(what: str, config: Config, rate: float) -> str:
 
 
 def bad_from_the_start(what: str, config: Config) -> str:
-    """Against a first loss that is not finite: no update was made, so that no rate and no clipping can mend it."""
+    """Against a first loss that is not finite: no update was made, so that no rate and no clipping can fix it."""
     causes = ["the images (`budgetnet data verify`)"]
     if config.distill.teachers:
         causes.append("the teachers")
@@ -28,7 +29,7 @@ def bad_from_the_start(what: str, config: Config) -> str:
 
 
 def against(error: BaseException, config: Config, device: torch.device) -> str:
-    """Against an error of torch's that an option can mend; nothing for all others."""
+    """Against an error of torch's that an option can fix; nothing for all others."""
     if memory.is_out_of_memory(error):
         less = max(2, config.batch_size // 2)
         return (
@@ -36,5 +37,5 @@ def against(error: BaseException, config: Config, device: torch.device) -> str:
             "--batch-size auto, which finds one that fits, or a narrower network"
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"torch.compile failed ({(str(error).splitlines() or [''])[0]}): leave it out by --compile false"
+        return f"torch.compile failed ({first_line(error)}): leave it out by --compile false"
     return ""

@@ -11,6 +11,7 @@ import torch
 from budgetnet import gallery, pictures
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
+from budgetnet.errors import one_line
 from budgetnet.evaluate import Scores
 from budgetnet.evidence import Evidence
 from budgetnet.files import remove
@@ -75,8 +76,7 @@ def for_tracking(
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of classes in other scripts
             write(folder, dataset=dataset, device=device)
     except Exception as error:  # no picture is worth a training
-        told = " ".join(str(error).split()) or type(error).__name__
-        warn(f"no {FOLDER} ({told}): the run is complete without them")
+        warn(f"no {FOLDER} ({one_line(error)}): the run is complete without them")
 
 
 def _caption(judged: Judged, i: int) -> tuple[str, str]:

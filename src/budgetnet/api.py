@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from budgetnet import album, devices, progress, report, runs
-from budgetnet import config as configuration
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
 from budgetnet.errors import ConfigError
 from budgetnet.progress import Progress
+from budgetnet.recipe import load_recipe, run_folder
 from budgetnet.runs import Run
 from budgetnet.train import train as _train
 
@@ -64,9 +64,9 @@ def train(
     if resume and output is None:
         raise ConfigError("resume needs output, the folder of the run to continue")
     texts = [f"--{key}={value}" for key, value in _flat(overrides)]
-    folder = Path(output) if output else configuration.run_folder(Path(recipe))
+    folder = Path(output) if output else run_folder(Path(recipe))
     run_training(
-        configuration.load(Path(recipe), texts),
+        load_recipe(Path(recipe), texts),
         folder,
         folder=Path(data).expanduser() if data else None,
         device=devices.find(device),

@@ -219,7 +219,7 @@ def keep(
 
 
 def kept(key: str) -> tuple[Tensor, dict[str, Any]] | None:
-    """What `keep` has made under a key and returned, if it is still there."""
+    """What `keep` has made under a key and returned (a map of uint8 bytes, and facts), if it is still there."""
     place = cache_folder() / "decoded" / f"{key}.pixels"
     about = _read_about(place)
     return (_map(place, about.shape), about.facts) if about and about.key == key else None

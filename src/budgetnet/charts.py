@@ -25,7 +25,7 @@ _MOST_DOTS, _MOST_HITS = 24, 160
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A series of values over x."""
+    """A series of values over x, with the name that the legend has; dashed or not, whatever the colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A share in [0, 1] with its interval."""
+    """A share `value` in [0, 1], its interval from `low` to `high`, its label, and the tip that a pointer shows."""
 
     label: str
     value: float
@@ -50,7 +50,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A field of a heat map."""
+    """A field of a heat map: its text, its colour of the palette, and the tip that a pointer shows."""
 
     text: str
     strength: float
@@ -63,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A place in a scatter plot."""
+    """A place (x, y) in a scatter plot: its label, its colour of the palette, and the tip that a pointer shows."""
 
     label: str
     x: float
@@ -71,13 +71,14 @@ class Point:
     spread: float | None = None
     """Standard deviation of y."""
     front: bool = False
+    """Whether it is on the Pareto front, which a line joins."""
     colour: int = 0
     tip: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A difference with the half-width of its interval, where there is one."""
+    """A difference: its value, half-width of its interval (None is unknown), label, colour of the palette, and tip."""
 
     label: str
     value: float
@@ -87,7 +88,11 @@ class Difference:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`."""
+    """Round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`.
+
+    Raises:
+        ValueError: either end is not finite.
+    """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"the range is {low} to {high}, expected finite numbers")
     if high <= low:

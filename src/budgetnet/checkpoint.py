@@ -22,14 +22,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from budgetnet import config as configuration
 from budgetnet import devices, models
+from budgetnet.cifar import CIFAR10_CLASSES
 from budgetnet.classifier import Classifier as Classifier
-from budgetnet.config import RUNS, ModelConfig
-from budgetnet.data import CIFAR10_CLASSES
-from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError
+from budgetnet.config import ModelConfig, model_from_dict
+from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataError, first_line
 from budgetnet.files import atomic_write
 from budgetnet.pickles import rehearse
+from budgetnet.recipe import RUNS
 
 STATE_FORMAT = 1
 MODEL_FORMAT = "budgetnet 2"  # 1 had no checksum over the metadata
@@ -196,7 +196,7 @@ def is_model(path_or_name: str | Path) -> bool:
 
 
 def is_narrowed(weight: Tensor) -> bool:
-    """Whether a weight is kept in 16 bits where weights are."""
+    """Whether a weight is kept in 16 bits where weights are: those in float32 with two dimensions or more."""
     return weight.dtype == torch.float32 and weight.ndim > 1
 
 
@@ -239,7 +239,7 @@ def _load_model_file(path: Path, content: bytes) -> Classifier:
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     # KeyError: a type that torch has not. RuntimeError: a shape that torch cannot have.
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} is no readable safetensors file: {first_line(error)}") from error
     if metadata.get("format") != MODEL_FORMAT:
         raise CheckpointError(
             f"{path} has format {reprlib.repr(metadata.get('format'))}, expected {MODEL_FORMAT!r}: it is no model "
@@ -257,7 +257,7 @@ def _parse(path: Path, key: str, metadata: Mapping[str, str]) -> Any:
     except KeyError as error:
         raise CheckpointError(f"{path} has no {key} in its metadata: write it with budgetnet train") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has unreadable metadata: {key} is no JSON: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} has unreadable metadata: {key} is no JSON: {first_line(error)}") from error
 
 
 def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
@@ -283,9 +283,9 @@ def _classifier(path: Path, found: Mapping[str, Any], tensors: Mapping[str, Tens
     require(isinstance(found["provenance"], dict), "provenance", "a dictionary")
     require(isinstance(found["model"], dict), "model", "the options of a network")
     try:
-        model = configuration.model_from_dict(found["model"])
+        model = model_from_dict(found["model"])
     except (ConfigError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has unusable metadata: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} has unusable metadata: {first_line(error)}") from error
     require(has_type(model, ModelConfig), "model", "options of the types that a recipe has")
     return Classifier(
         network=_rebuild(path, model, len(classes), size, tensors),
@@ -335,7 +335,7 @@ def _rebuild(
             network = models.build(model, num_classes, image_size)
     # Besides ConfigError, what Python and torch say of sizes that no memory has.
     except (ConfigError, RuntimeError, OverflowError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} says of its network what cannot be built: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} says of its network what cannot be built: {first_line(error)}") from error
     _require_fit(network, weights, str(path), model.name)
     network.to_empty(device="cpu")
     network.load_state_dict(dict(weights), strict=True)
@@ -425,7 +425,7 @@ def _load_tensors(path: Path, content: bytes) -> dict[str, Any]:
             f"{path} holds {error}, which is never loaded: only tensors, plain numbers, strings and containers are"
         ) from error
     except Exception as error:  # torch reports damage by whatever its zip, pickle and tensor readers meet first
-        raise CheckpointError(f"{path} is no readable checkpoint: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} is no readable checkpoint: {first_line(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dictionary")
     return state
@@ -450,15 +450,15 @@ def _repacked(content: bytes) -> bytes:
 
 
 def digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, as hexadecimal digits, over all that a model file means, however it is laid out."""
+    """SHA-256, as 64 hexadecimal digits, over all that a model file means, however it is laid out.
+
+    Args:
+        metadata: texts by name.
+        tensors: by key, of any shape, dtype and device; dtypes and shapes count too.
+    """
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + b"\n")
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 300 else line[:297] + "..."

@@ -38,9 +38,10 @@ class Layout:
     kind: str
     """What messages call it."""
     dataset: str
+    """What `--dataset` calls it."""
     folder: str
     train: tuple[str, ...]
-    """Files, like `test` and `meta`."""
+    """File names, like `test` and `meta`."""
     test: str
     meta: str
     labels: str
@@ -48,9 +49,11 @@ class Layout:
     names: str
     """Under which key `meta` has the class names; none where it is plain text."""
     classes: int
+    """How many there are."""
     mean: tuple[float, ...]
     """Of each channel's training pixels, in [0, 1]."""
     std: tuple[float, ...]
+    """Standard deviation of the same."""
     md5: dict[str, str] = field(default_factory=dict)
     """Of each file, where it was published."""
 
@@ -247,6 +250,7 @@ class CorruptedFiles:
     """The official corrupted test images of CIFAR-10 or CIFAR-100; found by `locate_corrupted`."""
 
     folder: Path
+    """That has them, a .npy file a corruption."""
     test_images: int
     """Of the clean test set: each file holds as many of each severity, in its order."""
 

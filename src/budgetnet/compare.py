@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet import config as configuration
 from budgetnet import models, runs, seeds
+from budgetnet.config import model_from_dict
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.markup import visible
 from budgetnet.progress import duration
@@ -31,7 +31,7 @@ COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds for an imag
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A run in a comparison; what it has not, is None."""
+    """A run in a comparison, with its seed, trainable parameters and minutes of training; what it has not, is None."""
 
     run: Run
     place: str
@@ -56,15 +56,17 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs of the same recipe on the same data, which differ in their seeds alone."""
+    """Runs (`entries`) of the same recipe on the same data, which differ in their seeds alone."""
 
     letter: str
+    """By which charts and tables refer to it."""
     name: str
+    """What the names of its runs have in common."""
     entries: list[Entry]
     options: Mapping[str, str]
     """In which the groups differ."""
     val_accuracy: Mapping[str, Any] | None
-    """Mean, standard deviation and number of seeds (`seeds.spread`)."""
+    """Mean, standard deviation and number of seeds (`seeds.spread`), as `test_accuracy` and `minutes`."""
     test_accuracy: Mapping[str, Any] | None
     minutes: Mapping[str, Any] | None
     against: Mapping[str, Mapping[str, Any]]
@@ -86,7 +88,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Groups of runs, the first being the one that the others are compared with."""
+    """All `groups` of runs, the first being the one that the others are compared with."""
 
     groups: list[Group]
     measure: str | None
@@ -208,7 +210,7 @@ def _cost_of(model: str, classes: int, size: int) -> int | None:
 
     try:
         with torch.device("meta"):
-            network = models.build(configuration.model_from_dict(json.loads(model)), classes, size)
+            network = models.build(model_from_dict(json.loads(model)), classes, size)
     except (BudgetnetError, TypeError, ValueError, RuntimeError):  # of an older version, or too large for this one
         return None
     return models.multiply_adds(network, size)

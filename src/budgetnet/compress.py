@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budgetnet import api, checkpoint, data, devices, evaluate, models, origin, runs, start
-from budgetnet import config as configuration
+from budgetnet import api, checkpoint, data, devices, evaluate, models, origin, runs, splits, start
 from budgetnet.checkpoint import WEIGHTS
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config, DistillConfig, ModelConfig
@@ -26,6 +25,7 @@ from budgetnet.errors import ConfigError
 from budgetnet.files import atomic_write
 from budgetnet.models import shrink
 from budgetnet.progress import Progress
+from budgetnet.recipe import config_from_record, load_recipe
 
 RECORD = "compressed.json"
 BATCHES = {1: 100, 64: 15}
@@ -92,7 +92,7 @@ def plan(request: Request) -> tuple[Classifier, Config]:
     if request.student is None:
         if own := sorted(key for key in given if key.partition(".")[0] in _OWN):
             raise ConfigError(f"--{own[0]} is given, but the network and its weights are those of {request.model}")
-        before, config = (configuration.from_record(recipe, str(path), more) for more in ((), request.options))
+        before, config = (config_from_record(recipe, str(path), more) for more in ((), request.options))
         config = _for_less_time(config, before, given, name)
         config = replace(config, model=_smaller(request, original))
     else:
@@ -101,7 +101,7 @@ def plan(request: Request) -> tuple[Classifier, Config]:
         known = {key: recipe[key] for key in _DATA if key in recipe and key not in given}
         same = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in known.items()]
         teacher = f"--distill.teachers={json.dumps([name])}"
-        config = configuration.load(request.student, [*same, teacher, *request.options])
+        config = load_recipe(request.student, [*same, teacher, *request.options])
     model = models.check_budget(config.model, len(original.classes), config.budget, original.image_size)
     with torch.device("meta"):
         count = models.count_parameters(models.build(model, len(original.classes), original.image_size))
@@ -221,9 +221,8 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     network = models.build(config.model, len(dataset.classes), config.image_size)
     start.load(network, config, dataset)
-    labels = dataset.train.labels
-    assert labels is not None
-    _, held_out = data.split(labels, config.val_size, config.split_seed, config.train_size)
+    labels = dataset.train.targets
+    _, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)
     logits = evaluate.predict_logits(network.eval(), dataset.train.images[held_out], dataset.mean, dataset.std)
     return evaluate.score(logits, labels[held_out]).accuracy
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from budgetnet.errors import DataError
+from budgetnet.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,8 +65,9 @@ def read_image(source: Path | BinaryIO, image_size: int, most_pixels: int = MOST
             f"{path}: found no readable image (of no known format), expected PNG, JPEG or the like"
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: found no readable image ({why}), expected PNG, JPEG or the like") from error
+        raise DataError(
+            f"{path}: found no readable image ({first_line(error)}), expected PNG, JPEG or the like"
+        ) from error
 
 
 def fitted(image: Image.Image, image_size: int, name: str) -> Pixels:

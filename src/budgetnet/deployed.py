@@ -47,7 +47,7 @@ class Deployed(nn.Module):
         self.register_buffer("offset", torch.from_numpy(offset))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities of uint8 images."""
+        """float32 probabilities (n, classes) of uint8 images (n, side, side, channels)."""
         pixels = images.permute(0, 3, 1, 2).to(torch.float32)
         probabilities: Tensor = self.network(pixels * self.factor + self.offset).softmax(1)
         return probabilities

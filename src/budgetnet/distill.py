@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetnet import checkpoint, evaluate, models
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import DistillConfig
 from budgetnet.data import Dataset
 from budgetnet.errors import CheckpointError, ConfigError
@@ -126,7 +126,7 @@ class Teachers:
     def _load(self, name: str, dataset: Dataset, smallest: int) -> Classifier:
         path = Path(name).expanduser()
         if path.is_dir():
-            path = path / "best.safetensors"
+            path = path / checkpoint.WEIGHTS
         if path.suffix != ".safetensors":
             raise CheckpointError(f"teacher {name} is no run folder and no .safetensors file: give a finished run")
         teacher = checkpoint.load_classifier(path)

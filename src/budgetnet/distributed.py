@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from budgetnet import devices, launcher
 from budgetnet.config import Config
-from budgetnet.errors import BudgetnetError, ConfigError, Interrupted, TrainingError
+from budgetnet.errors import BudgetnetError, ConfigError, TrainingError, one_line
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Group:
         return flags
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the processes; they are changed."""
+        """The sum of `values` (any shape, the same in all processes) over the processes; they are changed."""
         return values
 
     def lead(self, make: Callable[[], T]) -> T:
@@ -282,9 +282,6 @@ def join(device: torch.device) -> Iterator[Group]:
     group = Processes(device)
     try:
         yield group
-    except Interrupted:  # which all of them agreed on
-        group.leave()
-        raise
     except (BudgetnetError, RuntimeError, OSError) as error:
         lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
         try:
@@ -294,13 +291,15 @@ def join(device: torch.device) -> Iterator[Group]:
         if not first and (lost or isinstance(error, BudgetnetError)):
             raise SystemExit(1) from error
         if lost:
-            what = " ".join(str(error).split())
             raise TrainingError(
-                f"another process of this training is gone ({what[:120]}): what was saved before is kept, and --resume "
-                "goes on from there"
+                f"another process of this training is gone ({one_line(error)[:120]}): what was saved before is kept, "
+                "and --resume goes on from there"
             ) from error
         raise
-    group.leave()
+    finally:
+        # Its threads may still be letting go of what was last exchanged, and one that does so while the interpreter
+        # ends takes the process down with it, by SIGABRT.
+        group.leave()
 
 
 def device(name: str) -> torch.device:

@@ -49,6 +49,13 @@ def rand(shape: Sequence[int], rng: Generator, device: torch.device, dim: int = 
     return _drawn(lambda whole: torch.rand(whole, generator=rng, device=device), shape, rng, dim)
 
 
+def uniform(
+    low: float, high: float, shape: Sequence[int], rng: Generator, device: torch.device, dim: int = 0
+) -> Tensor:
+    """Uniform in [low, high), but for rounding: otherwise as `rand`."""
+    return rand(shape, rng, device, dim).mul_(high - low).add_(low)
+
+
 def randn(shape: Sequence[int], rng: Generator, device: torch.device, dim: int = 0) -> Tensor:
     """Standard normal: `torch.randn`, otherwise as `rand`."""
     return _drawn(lambda whole: torch.randn(whole, generator=rng, device=device), shape, rng, dim)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
+from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError, first_line
 from budgetnet.models.blocks import Projection
 
 Precision = Literal["fp32", "int8"]
@@ -175,8 +175,9 @@ def compile_network(
     except BudgetnetError:
         raise
     except Exception as error:  # exporter, quantiser and runtime raise whatever they meet first
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BudgetnetError(f"ONNX Runtime cannot compile this network ({line}): give --engine torch") from error
+        raise BudgetnetError(
+            f"ONNX Runtime cannot compile this network ({first_line(error)}): give --engine torch"
+        ) from error
     return engine
 
 

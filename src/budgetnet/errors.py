@@ -8,7 +8,7 @@ _LONGEST = 2_000
 
 
 class BudgetnetError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     Args:
         message: what is wrong. Whatever of a file it repeats, it ends as one line of at most 2,000 characters (the
@@ -62,3 +62,14 @@ class Interrupted(Exception):  # noqa: N818  it ends a run that can go on, like 
 def reason(error: OSError) -> str:
     """What the operating system says is wrong, as part of a sentence."""
     return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+def one_line(error: BaseException) -> str:
+    """All that somebody else's exception says, in one line, as part of a sentence; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """What it says first, at most 300 characters, where further lines are details, such as another language's stack."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else line[:297] + "..."

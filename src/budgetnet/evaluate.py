@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet.augment import normalize
 from budgetnet.config import Tta
 from budgetnet.engine import Engine
 from budgetnet.errors import CheckpointError, DataError
+from budgetnet.inputs import normalize
+from budgetnet.models.summary import evaluating
 from budgetnet.terminal import cell_len, fitted
 
 _TOP5_FROM = 10
@@ -86,7 +87,8 @@ def predict_logits(
         memory_format = _memory_format(network)
         passes = _passes_of_one_size(images, device)
     rows = []
-    with _evaluation_mode(network), torch.inference_mode(), _autocast(device, precision):
+    mode = contextlib.nullcontext() if isinstance(network, Engine) else evaluating(network)
+    with mode, torch.inference_mode(), _autocast(device, precision):
         for size, chosen, slots in passes:
             chunk = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8, device=device)
             chunk[slots] = images[chosen].to(device)
@@ -146,20 +148,6 @@ def _memory_format(network: nn.Module) -> torch.memory_format:
         if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
             return torch.channels_last
     return torch.contiguous_format
-
-
-@contextmanager
-def _evaluation_mode(network: nn.Module | Engine) -> Iterator[None]:
-    if isinstance(network, Engine):
-        yield
-        return
-    was_training = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training:
-            module.training = training
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
@@ -237,6 +225,21 @@ class Scores(LabelScores):
     ece: float
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Scores:
+        """What `to_dict` wrote; whatever follows from its counts is computed anew, so that nothing can contradict them.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: `found` is something else.
+        """
+        top5 = found["top5"]
+        return cls(
+            **vars(score_confusion(found["confusion"])),
+            loss=float(found["loss"]),
+            top5=None if top5 is None else float(top5),
+            ece=float(found["ece"]),
+        )
+
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
@@ -283,7 +286,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose predicted class is given a probability in (low, high]; the first bin has 0 too."""
+    """How many `images` have a probability of their predicted class in (low, high]; the first bin has 0 too."""
 
     low: float
     high: float

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from budgetnet import checkpoint, evaluate
+from budgetnet import checkpoint, evaluate, splits
 from budgetnet import data as datasets
 from budgetnet.checkpoint import Classifier
 from budgetnet.config import DatasetName
@@ -29,8 +29,11 @@ class Evidence:
 
     run: Run
     folder: Path | None
+    """Where to look for the data, as `--data`; None is the usual places."""
     given: Dataset | None
+    """The data, where it was read already."""
     device: torch.device
+    """On which the network computes, if it has to."""
 
     @cached_property
     def classifier(self) -> Classifier | str:
@@ -100,11 +103,9 @@ class Evidence:
             size, seed = self.run.option("val_size", int), self.run.option("split_seed", int)
             if not size:
                 return "there is no test score, and no validation images were held out: all images were trained on"
-            assert dataset.train.labels is not None
-            _, held = datasets.split(dataset.train.labels, size, seed or 0)
-            shown = datasets.Images(dataset.train.images[held], dataset.train.labels[held])
-        assert shown.labels is not None
-        return shown.images, shown.labels
+            _, held = splits.split(dataset.train.targets, size, seed or 0)
+            shown = datasets.Images(dataset.train.images[held], dataset.train.targets[held])
+        return shown.images, shown.targets
 
     @cached_property
     def logits(self) -> tuple[Tensor, Tensor] | str:
@@ -139,7 +140,7 @@ class Evidence:
         return Judged(images=self.images[0], labels=self.images[1], probabilities=probabilities, classes=self.classes)
 
     def predict(self, images: Tensor, tta: Any = "none") -> Tensor:
-        """Logits as the run itself computes them; needs the classifier."""
+        """float32 logits (n, classes) of uint8 images (n, c, h, w) as the run computes them; needs the classifier."""
         assert isinstance(self.classifier, Classifier)
         network = self.classifier.network.to(self.device)
         if self.run.option("channels_last", bool):

@@ -22,7 +22,7 @@ from budgetnet import browser, checkpoint, deployed, files, hub, origin
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
 from budgetnet.deployed import Format, Function, Precision
-from budgetnet.errors import BudgetnetError, ConfigError, WriteError, reason
+from budgetnet.errors import BudgetnetError, ConfigError, WriteError, first_line, reason
 
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -51,16 +51,20 @@ class Latency:
     """Medians of so many rounds, original and file in turn; milliseconds a call, and the ratio within a round."""
 
     original: float
+    """Of PyTorch."""
     exported: float
+    """Of the file."""
     times_as_fast: float
+    """The original's time over the file's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A file, as it was loaded again, beside the original as PyTorch computes it in float32."""
+    """A file of some format, as it was loaded again, beside the original as PyTorch computes it in float32."""
 
     format: Format
     precision: Precision
+    """Of its weights; see `export`."""
     images: int
     """Real images that both were asked about."""
     split: str
@@ -70,7 +74,9 @@ class Comparison:
     agreement: float
     """Share of the images that both put into the same class."""
     original_accuracy: float
+    """Share of the images that the original classifies right."""
     accuracy: float
+    """The same of the file."""
     points_lost: float
     """Percentage points of accuracy that the file is worse by; below 0 where it is better."""
     original_bytes: int
@@ -150,8 +156,9 @@ def export(
         except OSError as error:
             raise WriteError(f"cannot write {output}: {reason(error)}") from error
         except Exception as error:  # exporters raise whatever they meet first
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BudgetnetError(f"{output} is not written: {form} cannot hold this network ({line})") from error
+            raise BudgetnetError(
+                f"{output} is not written: {form} cannot hold this network ({first_line(error)})"
+            ) from error
         parts = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in parts if path.name != PAGE)
         compared = compare(classifier, exported, pixels, labels, form=form, precision=precision, split=split, size=size)
@@ -191,20 +198,19 @@ def _chosen(
     source: Path, dataset: Dataset, trained: dict[str, Any], split: str | None, limit: int | None
 ) -> tuple[Tensor, Tensor, str]:
     """The images to compare with, uint8 (n, c, h, w), their labels, and of which split they are."""
-    from budgetnet import data
+    from budgetnet import splits
 
     _, validation = origin.known_split(dataset, trained)
     split = split or ("val" if len(validation) else "test")
     if split == "val" and not len(validation):
         raise ConfigError(f"no validation images of {source} are known in these data: give --split test")
     images = dataset.test if split == "test" else dataset.train
-    assert images.labels is not None
     indices = torch.arange(len(images)) if split == "test" else validation
     if limit is not None and limit < len(indices):
         if limit < 1:
             raise ConfigError(f"--limit is {limit}, expected 1 or more images")
-        indices = indices[data.split(images.labels[indices], limit, 0)[1]]
-    return images.images[indices], images.labels[indices], split
+        indices = indices[splits.split(images.targets[indices], limit, 0)[1]]
+    return images.images[indices], images.targets[indices], split
 
 
 def _write(

@@ -31,6 +31,7 @@ class Judged:
     probabilities: Tensor
     """float (n, classes)."""
     classes: Sequence[str]
+    """Names, in the order of the probabilities."""
 
     def __post_init__(self) -> None:
         n, k = self.probabilities.shape

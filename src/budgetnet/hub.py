@@ -98,6 +98,46 @@ def card(
     recipe = classifier.provenance.get("config")
     recipe = recipe if isinstance(recipe, dict) else {}
     dataset = recipe.get("dataset") if recipe.get("dataset") in _TITLES else None
+    limits = _LIMITS.format(data=_TITLES.get(str(dataset), "images that the file does not name"))
+    lines = [
+        "---",
+        _yaml(_metadata(name, classifier, dataset, measured, licence)).rstrip(),
+        "---",
+        "",
+        f"# {_plain(name)}",
+        "",
+        f"A network of {classifier.parameters:,} trainable parameters (`{classifier.model.name}`) that puts images "
+        f"into {len(classifier.classes)} classes. It sees them as {classifier.image_size}x{classifier.image_size} "
+        "pixels." + _made_from(classifier),
+        "",
+        "```python",
+        *use,
+        "```",
+        "",
+        "Nothing in `model.safetensors` is code; `budgetnet.load` checks its checksum.",
+        "",
+        "## Measured",
+        "",
+        *_measured(measured),
+    ]
+    if recipe.get("train_on_test"):
+        lines += ["", "It was trained on the test images too, and so has no test score."]
+    lines += ["", *sections] if sections else []
+    lines += ["", "## Classes", "", ", ".join(map(_plain, classifier.classes)), ""]
+    lines += ["## Limits", "", limits + ("" if licence else _UNLICENSED), ""]
+    if recipe:
+        text = textwrap.indent(_yaml(masked(recipe)), "    ")
+        lines += ["<details><summary>Recipe</summary>", "", text, "</details>", ""]
+    checksum = classifier.provenance.get("data_checksum")
+    if isinstance(checksum, str):
+        lines += [f"Data: SHA-256 `{checksum}`.", ""]
+    return "\n".join(lines)
+
+
+def _metadata(
+    name: str, classifier: Classifier, dataset: str | None, measured: Mapping[str, Sequence[Row]], licence: str | None
+) -> dict[str, Any]:
+    """What the hub finds a model by, and shows in its tables of results."""
     metadata: dict[str, Any] = {
         **({"license": licence} if licence else {}),
         "library_name": "budgetnet",
@@ -118,48 +158,25 @@ def card(
             for split, rows in measured.items()
         ]
         metadata["model-index"] = [{"name": name, "results": results}]
-    lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        "",
-        f"# {_plain(name)}",
-        "",
-        f"A network of {classifier.parameters:,} trainable parameters (`{classifier.model.name}`) that puts images "
-        f"into {len(classifier.classes)} classes. It sees them as {classifier.image_size}x{classifier.image_size} "
-        "pixels." + _made_from(classifier),
-        "",
-        "```python",
-        *use,
-        "```",
-        "",
-        "Nothing in `model.safetensors` is code; `budgetnet.load` checks its checksum.",
-        "",
-        "## Measured",
-        "",
-    ]
-    if measured:
-        lines += ["| images | figure | value |", "|---|---|--:|"]
-        lines += [f"| {split} | {label} | {shown} |" for split, rows in measured.items() for label, _, _, shown in rows]
-        if "test" in measured:
-            lines += ["", "The test images were looked at once, when the training was over."]
-        if "validation" in measured:
-            lines += ["", "The weights were chosen by the validation images, so other images do rather worse."]
-    else:
-        lines.append("Nothing: the file says of no measurement.")
-    if recipe.get("train_on_test"):
-        lines += ["", "It was trained on the test images too, and so has no test score."]
-    lines += ["", *sections] if sections else []
-    lines += ["", "## Classes", "", ", ".join(map(_plain, classifier.classes)), ""]
-    limits = _LIMITS.format(data=_TITLES.get(str(dataset), "images that the file does not name"))
-    lines += ["## Limits", "", limits + ("" if licence else _UNLICENSED), ""]
-    if recipe:
-        text = yaml.safe_dump(masked(recipe), sort_keys=False, allow_unicode=True)
-        lines += ["<details><summary>Recipe</summary>", "", textwrap.indent(text, "    "), "</details>", ""]
-    checksum = classifier.provenance.get("data_checksum")
-    if isinstance(checksum, str):
-        lines += [f"Data: SHA-256 `{checksum}`.", ""]
-    return "\n".join(lines)
+    return metadata
+
+
+def _measured(measured: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The figures as a table, and how far each split's are to be believed."""
+    if not measured:
+        return ["Nothing: the file says of no measurement."]
+    lines = ["| images | figure | value |", "|---|---|--:|"]
+    lines += [f"| {split} | {label} | {shown} |" for split, rows in measured.items() for label, _, _, shown in rows]
+    if "test" in measured:
+        lines += ["", "The test images were looked at once, when the training was over."]
+    if "validation" in measured:
+        lines += ["", "The weights were chosen by the validation images, so other images do rather worse."]
+    return lines
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _made_from(classifier: Classifier) -> str:

@@ -53,7 +53,7 @@ class Images:
 
     @property
     def targets(self) -> Tensor:
-        """The labels of images that must have some.
+        """int64 (n,): the labels of images that must have some.
 
         Raises:
             DataError: they have none.
@@ -103,7 +103,7 @@ def _read_folder(folder: Path, image_size: int) -> Images:
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], Tensor | None]:
-    """The image files of a folder that `read_images` takes, relative to it, with the labels of class folders.
+    """The n image files of a folder that `read_images` takes, relative to it, and int64 (n,) labels of class folders.
 
     Raises:
         DataError: there are none, or some beside folders of images.

@@ -58,6 +58,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
     Returns:
         0 if all succeed, 128 and the signal that was passed on, else that of the first that failed.
+
+    Raises:
+        ConfigError: this process is itself one of several.
     """
     if size() > 1:
         raise ConfigError("--devices is given within a process of torchrun, which has started them: leave it out")

@@ -20,9 +20,11 @@ class Input:
     context: str
     """training, validation or test."""
     name: str
+    """Of the data set."""
     digest: str
     """12 characters: the same for the same images, and of other images another."""
     source_type: str
+    """http where it is downloaded from, else local."""
     source: str
     """JSON: where the whole data set is from; folders are not named, which may say who trains."""
     schema: str

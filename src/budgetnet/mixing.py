@@ -9,16 +9,15 @@ image meets itself in a batch of four or more.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from budgetnet import draws
-from budgetnet.augment import rectangles
 from budgetnet.config import MixConfig
-
-REACH = {"none": 0, "mixup": 1, "cutmix": 1, "ricap": 3}
-"""How many images before it in the batch each image is mixed with, by the method's name."""
+from budgetnet.erasing import rectangles
 
 # Each is accepted with a probability of 0.95 or more (Marsaglia and Tsang 2000, figure 2): none, once in 10^10 draws.
 _CANDIDATES = 8
@@ -40,13 +39,12 @@ def mix(images: Tensor, labels: Tensor, classes: int, config: MixConfig, rng: Ge
     Raises:
         ValueError: the configuration names no method.
     """
-    methods = {"mixup": (mixup, 1.0), "cutmix": (cutmix, 1.0), "ricap": (ricap, 0.3)}  # and the alpha of its paper
-    if config.name not in methods:
-        raise ValueError(f"mix.name is {config.name!r}, expected one of {', '.join(methods)}")
-    method, usual = methods[config.name]
+    if config.name not in METHODS:
+        raise ValueError(f"mix.name is {config.name!r}, expected one of {', '.join(METHODS)}")
+    method = METHODS[config.name]
     # Not torch's one_hot: it looks at the labels first, for which the host may wait.
     targets = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).float()
-    return method(images, targets, usual if config.alpha is None else config.alpha, config.p, rng)
+    return method.mix(images, targets, method.alpha if config.alpha is None else config.alpha, config.p, rng)
 
 
 def mixup(images: Tensor, targets: Tensor, alpha: float, p: float, rng: Generator) -> tuple[Tensor, Tensor]:
@@ -249,3 +247,25 @@ def _coins(n: int, p: float, rng: Generator, device: torch.device) -> Tensor:
     if not 0 <= p <= 1:
         raise ValueError(f"p is {p}, expected a probability")
     return draws.rand((n,), rng, device) < p
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to mix, as the configuration chooses it."""
+
+    mix: Callable[[Tensor, Tensor, float, float, Generator], tuple[Tensor, Tensor]]
+    """Of (images, targets, alpha, p, rng) makes mixed images and targets."""
+    alpha: float
+    """That of its paper."""
+    reach: int
+    """How many images before it in the batch each image is mixed with."""
+
+
+METHODS = {
+    "mixup": Method(mix=mixup, alpha=1.0, reach=1),
+    "cutmix": Method(mix=cutmix, alpha=1.0, reach=1),
+    "ricap": Method(mix=ricap, alpha=0.3, reach=3),
+}
+"""By the name that `mix.name` has for it."""
+REACH = {"none": 0} | {name: method.reach for name, method in METHODS.items()}
+"""How many images before it in the batch each image is mixed with, by `mix.name`."""

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from budgetnet.augment import normalize
 from budgetnet.decoding import Pixels, fitted, read_image
 from budgetnet.errors import CheckpointError, DataError
+from budgetnet.inputs import normalize
 
 if TYPE_CHECKING:
     import pandas

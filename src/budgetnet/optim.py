@@ -50,14 +50,17 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimizer of `config` over `parameter_groups(network, config)`."""
     groups = parameter_groups(network, config)
-    if config.name == "muon":
-        return Muon(groups, config.lr, config.momentum)
     # One kernel for all parameters where torch has it (CPU and CUDA), instead of some for each.
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, betas=config.betas, fused=fused)
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        case "adam":
+            return torch.optim.Adam(groups, betas=config.betas, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(groups, betas=config.betas, fused=fused)
+        case "muon":
+            return Muon(groups, config.lr, config.momentum)
 
 
 class Muon(torch.optim.Optimizer):
@@ -104,15 +107,14 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
-def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Roughly the nearest matrix with orthonormal rows, or columns if it has fewer: its singular values become about 1.
 
-    Newton-Schulz iterations of degree 5, with coefficients that lift small singular values fast rather than reach 1:
-    after 3 steps those above 0.05 of the Frobenius norm lie in (0.3, 1.3). In bfloat16 on CUDA, else in float32.
+    Three Newton-Schulz iterations of degree 5, with coefficients that lift small singular values fast rather than reach
+    1: after them those above 0.05 of the Frobenius norm lie in (0.3, 1.3). In bfloat16 on CUDA, else in float32.
 
     Args:
         matrix: (rows, columns) float; left unchanged.
-        steps: iterations.
 
     Returns:
         (rows, columns), dtype of `matrix`; 0 for 0.
@@ -122,7 +124,7 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     x = matrix.T if tall else matrix
     x = x.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
+    for _ in range(3):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
     orthogonal: Tensor = x.T if tall else x

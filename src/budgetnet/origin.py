@@ -8,13 +8,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from budgetnet import data, engine
-from budgetnet.augment import normalize
+from budgetnet import engine, splits
 from budgetnet.classifier import Classifier
 from budgetnet.config import DatasetName
 from budgetnet.data import Dataset
 from budgetnet.engine import Engine
 from budgetnet.errors import CheckpointError, DataError
+from budgetnet.inputs import normalize
 
 _CALIBRATION_IMAGES, _CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: calibrated on as float32
 
@@ -55,12 +55,11 @@ def require_classes(source: Path, classifier: Classifier, dataset: Dataset) -> N
 
 
 def known_split(dataset: Dataset, trained: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Indices of the images that the model was trained on and chosen by; where nobody knows, of all and none."""
-    labels = dataset.train.labels
-    assert labels is not None
+    """Places (int64) of the images that the model was trained on and chosen by; where nobody knows, all and none."""
+    labels = dataset.train.targets
     if trained.get("data_checksum") != dataset.checksum:
         return torch.arange(len(labels)), torch.arange(0)
-    return data.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
+    return splits.split(labels, trained["val_size"], trained["split_seed"], trained["train_size"])
 
 
 def some_of(indices: Tensor, n: int) -> Tensor:

@@ -31,7 +31,7 @@ _COLOURS = {"stem": "#dfe7ef", "stage": "#f3f5f7", "block": "#cfe3f7", "shortcut
 
 @dataclass(frozen=True)
 class Box:
-    """`count` equal layers or blocks in a row."""
+    """Layers or blocks in a row: the lines of text about them, on a ground of a colour."""
 
     lines: list[str]
     colour: str
@@ -44,7 +44,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Panel:
-    """A stage: its heading, its boxes from top to bottom, what it puts out and costs."""
+    """A stage: its title, its boxes from top to bottom, and in the footer what it puts out and costs."""
 
     title: str
     boxes: list[Box]

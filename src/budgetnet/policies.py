@@ -10,7 +10,7 @@ wait for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -88,31 +88,9 @@ def apply(images: Tensor, operations: Sequence[Operation], which: Tensor, magnit
         across, down = amount("translate_x", 0).trunc(), amount("translate_y", 0).trunc()
         images = _move(images, amount("rotate", 0), amount("shear_x", 0), amount("shear_y", 0), across, down)
     if chosen.keys() & _TABULAR:
-        flat = images.flatten(2)
-        values = torch.arange(256, device=images.device)
-        # Of brightness, the other end of the blend is black; of contrast, the mean grey.
-        other = torch.zeros_like(magnitude).view(n, 1, 1)
-        if "contrast" in chosen:
-            sums = _grey(images).flatten(1).sum(1)
-            mean = (2 * sums + h * w).div(2 * h * w, rounding_mode="floor")
-            other = torch.where(chosen["contrast"], mean, 0).float().view(n, 1, 1)
-        table = _blend(other, values, amount("brightness", 1) * amount("contrast", 1)).long()  # (n, 1, 256)
-        lost = 8 - amount("posterize", 8).round().long()
-        table = (table >> lost) << lost
-        table = torch.where(table >= amount("solarize", 256), 255 - table, table)
-        if "autocontrast" in chosen:
-            low, high = (edge.long().unsqueeze(2) for edge in flat.aminmax(dim=2))  # (n, c, 1)
-            stretched = (255 * (values - low)).div((high - low).clamp_min(1), rounding_mode="floor").clamp_(0, 255)
-            table = torch.where(chosen["autocontrast"].view(n, 1, 1) & (high > low), stretched, table)
-        places = flat.long()
-        if "equalize" in chosen:
-            one = torch.ones((1, 1, 1), dtype=torch.int64, device=images.device).expand_as(places)
-            counts = torch.zeros((n, c, 256), dtype=torch.int64, device=images.device).scatter_add_(2, places, one)
-            step = (h * w - counts.gather(2, flat.amax(2, keepdim=True).long())).div(255, rounding_mode="floor")
-            below = counts.cumsum(2) - counts
-            spread = (below + step // 2).div(step.clamp_min(1), rounding_mode="floor").clamp_(max=255)
-            table = torch.where(chosen["equalize"].view(n, 1, 1) & (step > 0), spread, table)
-        images = table.to(torch.uint8).expand(n, c, 256).gather(2, places).view(n, c, h, w)
+        places = images.flatten(2).long()
+        table = _table(images, places, chosen, amount).to(torch.uint8).expand(n, c, 256)
+        images = table.gather(2, places).view(n, c, h, w)
     if chosen.keys() & _BLENDING:
         pixels = images.float()
         other = _smooth(pixels) if "sharpness" in chosen else pixels
@@ -316,6 +294,48 @@ def _move(images: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, acr
     inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
     source = row.mul_(w).add_(column).mul_(inside).long().view(n, 1, h * w).expand(n, c, h * w)
     return images.flatten(2).gather(2, source).view(n, c, h, w).mul_(inside.unsqueeze(1))
+
+
+def _table(
+    images: Tensor, places: Tensor, chosen: dict[Operation, Tensor], amount: Callable[[Operation, float], Tensor]
+) -> Tensor:
+    """int64 (n, 1 or c, 256): what becomes of each value, by the operation that each image has.
+
+    `places` are the values of the images, int64 (n, c, h * w); for `chosen` and `amount` see `apply`.
+    """
+    n, _, h, w = images.shape
+    values = torch.arange(256, device=images.device)
+    # Of brightness, the other end of the blend is black; of contrast, the mean grey.
+    other = torch.zeros((n, 1, 1), device=images.device)
+    if "contrast" in chosen:
+        sums = _grey(images).flatten(1).sum(1)
+        mean = (2 * sums + h * w).div(2 * h * w, rounding_mode="floor")
+        other = torch.where(chosen["contrast"], mean, 0).float().view(n, 1, 1)
+    table = _blend(other, values, amount("brightness", 1) * amount("contrast", 1)).long()
+    lost = 8 - amount("posterize", 8).round().long()
+    table = (table >> lost) << lost
+    table = torch.where(table >= amount("solarize", 256), 255 - table, table)
+    low, high = (edge.long().unsqueeze(2) for edge in images.flatten(2).aminmax(dim=2))
+    if "autocontrast" in chosen:
+        stretched = (255 * (values - low)).div((high - low).clamp_min(1), rounding_mode="floor").clamp_(0, 255)
+        table = torch.where(chosen["autocontrast"].view(n, 1, 1) & (high > low), stretched, table)
+    if "equalize" in chosen:
+        spread, fits = _equalized(places, high)
+        table = torch.where(chosen["equalize"].view(n, 1, 1) & fits, spread, table)
+    return table
+
+
+def _equalized(places: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 (n, c, 256): each value by how many pixels are below it; bool (n, c, 1): whether they are enough for that.
+
+    `places` are values, int64 (n, c, pixels), and `highest` the highest of them, int64 (n, c, 1).
+    """
+    n, c, pixels = places.shape
+    one = torch.ones((1, 1, 1), dtype=torch.int64, device=places.device).expand_as(places)
+    counts = torch.zeros((n, c, 256), dtype=torch.int64, device=places.device).scatter_add_(2, places, one)
+    step = (pixels - counts.gather(2, highest)).div(255, rounding_mode="floor")
+    below = counts.cumsum(2) - counts
+    return (below + step // 2).div(step.clamp_min(1), rounding_mode="floor").clamp_(max=255), step > 0
 
 
 def _blend(other: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:

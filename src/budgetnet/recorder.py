@@ -1,4 +1,8 @@
-"""What a training leaves behind: its run folder, which is the source of truth, and the copy of it in MLflow."""
+"""What a training leaves behind: its run folder, which is the source of truth, and the copy of it in MLflow.
+
+The loop calls `begin`, within an epoch `checkpoint` where one is due, after it `keep` where it is the best so far and
+`epoch`; `complete` or `fail` is the end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import torch
 from torch import nn
 
 from budgetnet import __version__, checkpoint, models
-from budgetnet.checkpoint import Classifier
+from budgetnet.classifier import Classifier
 from budgetnet.config import to_yaml
 from budgetnet.data import Dataset
 from budgetnet.errors import Interrupted

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from budgetnet.augment import normalize
-from budgetnet.data import batches
 from budgetnet.errors import CheckpointError, ConfigError, DataError
+from budgetnet.inputs import normalize
+from budgetnet.splits import batches
 
 LOWEST, HIGHEST = 0.05, 20.0
 """Between which a temperature is looked for: a network that is never wrong, or never right, has none."""

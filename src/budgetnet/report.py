@@ -12,7 +12,7 @@ import torch
 from budgetnet import charts, checkpoint, evaluate, gallery, models, page, pictures, runs
 from budgetnet.checkpoint import Classifier
 from budgetnet.data import Dataset
-from budgetnet.errors import DataError
+from budgetnet.errors import DataError, one_line
 from budgetnet.evaluate import Scores
 from budgetnet.evidence import Evidence
 from budgetnet.markup import Html, brief_percent, join, percent, shortened, tag
@@ -68,9 +68,8 @@ def after_training(folder: Path, dataset: Dataset, device: torch.device, warn: C
     try:
         write(folder, dataset=dataset, device=device)
     except Exception as error:  # no picture is worth a training
-        told = " ".join(str(error).split()) or type(error).__name__
         again = shlex.join(["budgetnet", "report", str(folder)])
-        warn(f"no {NAME} ({told}): the run is complete without it, and `{again}` makes it")
+        warn(f"no {NAME} ({one_line(error)}): the run is complete without it, and `{again}` makes it")
 
 
 def _verdict(evidence: Evidence) -> Html:

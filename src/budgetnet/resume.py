@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from budgetnet import runs
-from budgetnet.config import Config, load, to_yaml
+from budgetnet.config import Config, to_yaml
 from budgetnet.errors import CheckpointError, ConfigError, DataError, FolderError, TrainingError
 from budgetnet.folder import hold, is_empty
 from budgetnet.progress import Progress
+from budgetnet.recipe import load_recipe
 from budgetnet.recorder import send_results
 from budgetnet.tracking import Tracker, is_unsent
 
@@ -38,7 +39,7 @@ def require_resumable(config: Config, run: Path) -> None:
     """
     if not (run / "config.yaml").is_file():
         raise CheckpointError(f"{run} holds no config.yaml: there is nothing to resume; leave out --resume to begin")
-    before = yaml.safe_load(to_yaml(replace(load(run / "config.yaml"), epochs=config.epochs)))
+    before = yaml.safe_load(to_yaml(replace(load_recipe(run / "config.yaml"), epochs=config.epochs)))
     now = yaml.safe_load(to_yaml(config))
     for key, old, new in _differences(before, now):
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
@@ -49,7 +50,7 @@ def finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
 
     One that is damaged is as good as none: it is made again from what it sums up.
     """
-    if not (run / "summary.json").is_file() or load(run / "config.yaml").epochs != config.epochs:
+    if not (run / "summary.json").is_file() or load_recipe(run / "config.yaml").epochs != config.epochs:
         return None
     with contextlib.suppress(DataError, KeyError):
         summary = runs.read_summary(run)

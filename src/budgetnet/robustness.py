@@ -21,6 +21,7 @@ class Cell:
     """Scores of one set of images, or means of several sets'."""
 
     accuracy: float
+    """Share of the images that are classified right."""
     loss: float
     """Cross-entropy in nats."""
     ece: float

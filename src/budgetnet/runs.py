@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from budgetnet.checkpoint import Classifier, load_classifier
-from budgetnet.config import Config, parse_yaml
-from budgetnet.errors import BudgetnetError, DataError
-from budgetnet.evaluate import Scores, score, score_confusion
+from budgetnet.checkpoint import load_classifier
+from budgetnet.classifier import Classifier
+from budgetnet.config import Config
+from budgetnet.errors import BudgetnetError, DataError, one_line
+from budgetnet.evaluate import Scores, score
 from budgetnet.files import atomic_write
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
+from budgetnet.plainyaml import parse_yaml
 
 T = TypeVar("T")
 
@@ -127,7 +129,7 @@ class Run:
             logits, labels = kept["logits"], kept["labels"]
             same = score(logits, labels) == self.test
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, BudgetnetError) as error:
-            raise DataError(f"{path} is damaged ({' '.join(str(error).split())}): remove it") from error
+            raise DataError(f"{path} is damaged ({one_line(error)}): remove it") from error
         return (logits, labels) if same else None
 
 
@@ -180,7 +182,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
             f"cannot read {path}: {error.strerror or error}; expected a run folder that `budgetnet train` wrote"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {mask(' '.join(str(error).split()))}") from error
+        raise DataError(f"{path} is damaged: {mask(one_line(error))}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected a mapping")
     return found
@@ -235,14 +237,8 @@ def _find(values: Mapping[str, Any], path: str, kind: type[T], file: Path) -> T 
 
 
 def _scores(found: Any, file: Path) -> Scores:
-    """The inverse of `Scores.to_dict`, of a file that may say anything."""
+    """The scores of a file that may say anything."""
     try:
-        top5 = found["top5"]
-        return Scores(
-            **vars(score_confusion(found["confusion"])),  # whatever follows from the counts cannot contradict them
-            loss=float(found["loss"]),
-            top5=None if top5 is None else float(top5),
-            ece=float(found["ece"]),
-        )
+        return Scores.from_dict(found)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: test is damaged ({type(error).__name__}: {error}), expected scores") from error

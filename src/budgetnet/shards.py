@@ -36,9 +36,11 @@ class Layout:
     """Which shards a folder holds."""
 
     root: Path
+    """The folder."""
     train: tuple[str, ...]
     """Names relative to `root`, in natural order: train/*.tar and train*.tar, or the same of .parquet."""
     test: tuple[str, ...]
+    """The same of the test set."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +63,9 @@ class Index:
     """What there is in the shards, but for the pixels."""
 
     layout: Layout
+    """The shards."""
     classes: tuple[str, ...]
+    """Names, in the order of the labels."""
     groups: tuple[tuple[int, ...], ...]
     """Of each shard, how many images it holds: of each row group of a Parquet file, or of all of a tar file."""
     table: np.ndarray[Any, np.dtype[np.int64]]
@@ -78,7 +82,11 @@ class Index:
         return torch.from_numpy(self.table[:, 0].copy())
 
     def name(self, image: int) -> str:
-        """Where an image is, in words."""
+        """Where an image is, in words: its shard, and its member or row.
+
+        Raises:
+            IndexError: there are fewer images.
+        """
         for shard, groups in zip(self.layout.names, self.groups, strict=True):
             if image < sum(groups):
                 start = self.table[image + self._before(shard), 1]

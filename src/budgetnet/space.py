@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet import config as configuration
 from budgetnet.config import Config
 from budgetnet.errors import ConfigError
+from budgetnet.plainyaml import read_yaml
+from budgetnet.recipe import require_option
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -92,14 +93,14 @@ def read_space(path: Path) -> dict[str, Range | Choice]:
         ConfigError: it cannot be read; a name is no option of a recipe, or one that cannot vary; a range is impossible,
             or has but one value.
     """
-    content = configuration.read_yaml(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ConfigError(
             f"{path}: found no options, expected lines such as optimizer.lr: {{float: [0.01, 1.0], log: true}}"
         )
     space = {}
     for name, value in content.items():
-        configuration.require_option(str(name), str(path))
+        require_option(str(name), str(path))
         if name in FIXED:
             raise ConfigError(f"{path}: {name} must be the same in all trials, which are compared: leave it out")
         space[str(name)] = _dimension(f"{path}: {name}", value)

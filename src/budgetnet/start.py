@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from budgetnet import checkpoint, data, optim, origin
-from budgetnet.augment import normalize
+from budgetnet import checkpoint, optim, origin, splits
 from budgetnet.checkpoint import HUB_WEIGHTS, WEIGHTS, Classifier
 from budgetnet.config import Config, ModelConfig
 from budgetnet.data import Dataset
 from budgetnet.errors import CheckpointError, ConfigError
+from budgetnet.inputs import normalize
 from budgetnet.models import shrink
 
 _NORM_IMAGES, _NORM_BATCH = 2000, 500
@@ -87,8 +87,7 @@ def load(network: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]
     parameters = classifier.parameters
     smaller = made_smaller(classifier, config.model, name)
     if (classifier.model.channels, classifier.model.ranks) != (config.model.channels, config.model.ranks):
-        assert dataset.train.labels is not None
-        training, _ = data.split(dataset.train.labels, config.val_size, config.split_seed, config.train_size)
+        training, _ = splits.split(dataset.train.targets, config.val_size, config.split_seed, config.train_size)
         images = dataset.train.images[origin.some_of(training, _NORM_IMAGES)]
         batches = (normalize(batch, classifier.mean, classifier.std) for batch in torch.split(images, _NORM_BATCH))
         optim.estimate_norms(smaller, batches)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from budgetnet import runs
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.masking import mask, masked
-from budgetnet.store import why
+from budgetnet.mlclient import why
 
 if TYPE_CHECKING:
     from optuna import Study

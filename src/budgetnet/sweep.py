@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import yaml
 
-from budgetnet import config as configuration
 from budgetnet import data, models, space, standings, studies
-from budgetnet.config import Config
+from budgetnet.config import Config, to_yaml
 from budgetnet.errors import BudgetError, BudgetnetError, ConfigError, FolderError, Interrupted, TrainingError
 from budgetnet.files import make_folder
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
 from budgetnet.progress import Progress, duration
+from budgetnet.recipe import recipe_loader
 from budgetnet.space import Space
 from budgetnet.store import Record
 from budgetnet.tracking import Tracker
@@ -112,7 +112,7 @@ def carry_out(
 
     progress = progress or Progress()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    load = configuration.loader(sweep.recipe)
+    load = recipe_loader(sweep.recipe)
     base = load(sweep.always)
     if not base.val_size:
         raise ConfigError("val_size is 0, but trials are judged by held-out images: give some")
@@ -122,7 +122,7 @@ def carry_out(
     name = name or output.resolve().name
     uri = studies.locate(storage, output)
     request = {
-        "recipe": yaml.safe_load(configuration.to_yaml(base)),
+        "recipe": yaml.safe_load(to_yaml(base)),
         "space": {option: asdict(dimension) for option, dimension in sweep.space.items()},
         "pruner": sweep.pruner,
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetnet.decoding import MOST_BYTES, MOST_CLASSES, Pixels, read_image
-from budgetnet.errors import DataError, reason
+from budgetnet.errors import DataError, first_line, reason
 
 IMAGE, LABEL = ("image", "img"), ("label", "fine_label")
 """Names of the columns, the first that is there; the second of each are those of CIFAR on Hugging Face."""
@@ -55,8 +55,9 @@ def _opened(path: Path) -> Iterator[Any]:
         why = reason(error).splitlines()[0]
         raise DataError(f"{path}: found no sound Parquet file ({why}): it is damaged or something else") from error
     except Exception as error:  # such as it raises of damaged bytes, and of claims that no memory is enough for
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: found no sound Parquet file ({why}): it is damaged or something else") from error
+        raise DataError(
+            f"{path}: found no sound Parquet file ({first_line(error)}): it is damaged or something else"
+        ) from error
 
 
 def scan(path: Path) -> Table:

@@ -37,6 +37,7 @@ class Member:
     """A plain file in an archive."""
 
     name: str
+    """With the folders it is in, as the archive has it."""
     start: int
     """Of its content, in bytes from the start of the archive."""
     size: int

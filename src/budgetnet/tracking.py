@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from budgetnet import lineage, runs, store, words
+from budgetnet import lineage, mlclient, runs, store, words
 from budgetnet.classifier import Classifier
-from budgetnet.config import parse_yaml
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.masking import mask
 from budgetnet.metrics import read_epochs
-from budgetnet.store import Copy, Record, Status
+from budgetnet.mlrun import Copy, Status
+from budgetnet.plainyaml import parse_yaml
+from budgetnet.store import Record
 
 RECORD = (
     "config.yaml",
@@ -80,9 +81,9 @@ class Tracker:
             return
         with self._guarded("starting the run"):
             record = Record.load(self._run) or Record(experiment=self._experiment)
-            with store.silence():
+            with mlclient.silence():
                 uri, record = store.prepare(self._run, replace(record, name=name, tags=dict(tags), sent=False))
-            store.silence_threads()
+            mlclient.silence_threads()
             flat = runs.flat(params)
             rows = read_epochs(self._run)
             inputs, said = lineage.inputs(flat, tags), {**tags, **_shown(self._run, tags)}
@@ -92,7 +93,7 @@ class Tracker:
                 self._copy.begin(flat, said, inputs, rows)
 
             self._sender = _Sender()
-            self._sender.give("starting the run", store.OPEN_SECONDS + store.CALL_SECONDS, begin)
+            self._sender.give("starting the run", mlclient.OPEN_SECONDS + mlclient.CALL_SECONDS, begin)
 
     def run_id(self) -> str | None:
         """The id of the MLflow run, waiting until it is open; None where nothing is tracked."""
@@ -116,7 +117,7 @@ class Tracker:
             self._copy.rows([row])
 
         with self._guarded_by(sender):
-            sender.give(f"sending epoch {int(row['epoch'])}", store.CALL_SECONDS, log)
+            sender.give(f"sending epoch {int(row['epoch'])}", mlclient.CALL_SECONDS, log)
 
     def finish(
         self,
@@ -127,7 +128,7 @@ class Tracker:
     ) -> None:
         """Send the run's files, its final metrics and the model, and end the MLflow run.
 
-        Waits for what was given before, whose limits are those of `store`, and for this, two minutes at most.
+        Waits for what was given before, whose limits are those of `mlclient`, and for this, two minutes at most.
 
         Args:
             status: how the run ended.
@@ -138,8 +139,8 @@ class Tracker:
         self._settle()
         opened = self._copy if self._sender else None
         if opened is not None:
-            with self._guarded("sending the results"), store.silence():
-                said, most = _shown(self._run), store.UPLOAD_SECONDS
+            with self._guarded("sending the results"), mlclient.silence():
+                said, most = _shown(self._run), mlclient.UPLOAD_SECONDS
                 opened.complete(self._run, status, files, classifier, summary, said, most)
                 store.note_sent(self._run, status)
         self._leave()
@@ -173,10 +174,10 @@ class Tracker:
             self._enabled = False
             self._leave()
             if isinstance(error, ImportError):
-                self._warn(f"MLflow tracking is off: {store.why(error)}; everything is kept in {self._run}")
+                self._warn(f"MLflow tracking is off: {mlclient.why(error)}; everything is kept in {self._run}")
             else:
                 self._warn(
-                    f"MLflow tracking is off: {what} failed at {store.where(self._run)} ({store.why(error)}); "
+                    f"MLflow tracking is off: {what} failed at {store.where(self._run)} ({mlclient.why(error)}); "
                     f"everything is kept in {self._run}, and `budgetnet track {self._run}` sends it later"
                 )
 
@@ -193,7 +194,7 @@ class _Sender:
         self._since: float | None = None  # when the first of the jobs was begun
         self._error: tuple[str, Exception] | None = None
         self._left = False
-        threading.Thread(target=self._work, name=store.THREADS, daemon=True).start()
+        threading.Thread(target=self._work, name=mlclient.THREADS, daemon=True).start()
 
     def give(self, what: str, seconds: float, work: Callable[[], None]) -> None:
         """Have `work` done within so many seconds, after all that was given before."""
@@ -284,28 +285,28 @@ def send(
     if not finished:
         warn(f"{run} has no summary.json, so it has not finished: sending its epochs, without a model, as KILLED")
     try:
-        with store.silence():
+        with mlclient.silence():
             uri, record = store.prepare(run, record)
-            opened = store.within(store.OPEN_SECONDS, lambda: store.open_copy(run, record, uri))
+            opened = mlclient.within(mlclient.OPEN_SECONDS, lambda: store.open_copy(run, record, uri))
             flat, said = runs.flat(params), _shown(run, record.tags)
 
             def describe() -> None:
                 opened.describe(flat, record.tags, changes=False)
                 opened.inputs(lineage.inputs(flat, record.tags))
 
-            store.within(store.SEND_SECONDS, describe)
+            mlclient.within(mlclient.SEND_SECONDS, describe)
             status: Status = "FINISHED" if finished else "KILLED"
             final = summary.get("final", {})
-            opened.complete(run, status, files, classifier, final, said, store.SEND_SECONDS)
-            store.within(store.SEND_SECONDS, opened.drop_others)  # that a server may have made only now
+            opened.complete(run, status, files, classifier, final, said, mlclient.SEND_SECONDS)
+            mlclient.within(mlclient.SEND_SECONDS, opened.drop_others)  # that a server may have made only now
             store.note_sent(run, status)
     except BudgetnetError:
         raise
     except ImportError as error:
-        raise BudgetnetError(f"cannot send {run}: {store.why(error)}") from error
+        raise BudgetnetError(f"cannot send {run}: {mlclient.why(error)}") from error
     except Exception as error:
         raise BudgetnetError(
-            f"cannot send {run} to {store.where(run)}: {store.why(error)}; start the server, or set "
+            f"cannot send {run} to {store.where(run)}: {mlclient.why(error)}; start the server, or set "
             "MLFLOW_TRACKING_URI to another store, and try again"
         ) from error
     return opened.run_id

@@ -1,7 +1,7 @@
 """Training: from a configuration and a data folder to a run folder with chosen weights and their scores.
 
-`train` makes the run; `_fit` is the loop, on one page. What a step computes is in `training.py`, and how it is written
-down in `recorder.py`.
+`train` prepares a run, `_fit` is the loop, on one page, and both read from top to bottom. What a step computes is in
+`training.py`, how it is written down in `recorder.py`, and whether a run can begin or go on in `resume.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs
-from budgetnet.augment import progressive_size
-from budgetnet.config import Config, Tta, load
+from budgetnet import advice, audit, checkpoint, data, devices, evaluate, models, recorder, runs, splits
+from budgetnet.config import Config, Tta
 from budgetnet.data import Dataset
 from budgetnet.distributed import Group
 from budgetnet.errors import CheckpointError, ConfigError, FolderError, Interrupted, TrainingError, WriteError
-from budgetnet.folder import hold
+from budgetnet.folder import RunFolder, hold
+from budgetnet.inputs import progressive_size
 from budgetnet.progress import Progress
+from budgetnet.recipe import load_recipe
 from budgetnet.recorder import Recorder, send_results
 from budgetnet.resume import finished, require_new, require_resumable, tidy_up
 from budgetnet.tracking import Tracker
-from budgetnet.training import PRECISIONS, Training, fitting_batch
+from budgetnet.training import PRECISIONS, Position, Training, fitting_batch
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
@@ -88,32 +89,24 @@ def train(
     config = _settled(config, folder, device)
     if fit_memory:
         config = _known_batch(config, run, group, resume)
-    if summary := group.lead(lambda: _left_to_do(config, run, test, resume)):
+    if summary := group.lead(lambda: _nothing_left(config, run, test, resume)):
         progress.say(f"{run} is finished: there is nothing left to train")
         if group.leader:
             tidy_up(config, run, summary, track, progress)
         return summary
-    with group.in_turn():
-        loaded = data.load(
-            config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode
-        )
+
+    loaded = _load(config, folder, group, progress)
     dataset, train_indices, val_indices = _split(config, loaded, progress)
     if fit_memory and not resume:
         config = replace(config, batch_size=fitting_batch(config, dataset, train_indices, device))
         progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
-    group.require(config, min(map(len, data.batches(train_indices, config.batch_size))))
+    group.require(config, min(map(len, splits.batches(train_indices, config.batch_size))))
     training = Training(config, dataset, train_indices, device, group)
+
     with hold(run, progress.warn) if group.leader else contextlib.nullcontext() as place:
         if place and not resume:
             require_new(run)  # another may have been here in the meantime
-        # A run that died before its first checkpoint begins again.
-        if found := group.lead(lambda: place.load(progress.warn) if place and resume else None):
-            training.load(*found, dataset.checksum)
-            if config.epochs < training.at.epoch:
-                raise ConfigError(
-                    f"epochs is {config.epochs}, but {run} has trained {training.at.epoch}: epochs is the total, give "
-                    "more"
-                )
+        _go_on(training, place if resume else None, dataset, progress)
         tags = recorder.tags(training, dataset, len(val_indices)) | dict(tags or {})
         tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track and group.leader)
         record = Recorder(place, training, dataset, tracker)
@@ -125,7 +118,7 @@ def train(
                 _fit(training, dataset, val_indices, record, progress, stop)
             finally:
                 progress.end()
-            summary = _test(training, dataset, run, tags, test)
+            summary = _summary(training, run, tags, _test(training, dataset, run, test))
             group.leave()
             record.complete(summary)
         if place:
@@ -147,12 +140,12 @@ def _known_batch(config: Config, run: Path, group: Group, resume: bool) -> Confi
     if group.size > 1 or config.accumulate > 1:
         raise ConfigError("--batch-size auto is of one process, and of accumulate 1: give a number")
     if resume and (run / "config.yaml").is_file():
-        return replace(config, batch_size=load(run / "config.yaml").batch_size)
+        return replace(config, batch_size=load_recipe(run / "config.yaml").batch_size)
     return config
 
 
-def _left_to_do(config: Config, run: Path, test: bool, resume: bool) -> dict[str, Any] | None:
-    """Nothing, or of a run that is finished its summary."""
+def _nothing_left(config: Config, run: Path, test: bool, resume: bool) -> dict[str, Any] | None:
+    """The summary of a run that is finished; None of one that can begin or go on. All others are refused."""
     if not resume:
         require_new(run)
         return None
@@ -160,9 +153,17 @@ def _left_to_do(config: Config, run: Path, test: bool, resume: bool) -> dict[str
     return finished(config, run, test)
 
 
+def _load(config: Config, folder: Path | None, group: Group, progress: Progress) -> Dataset:
+    """The data, which one process on each machine fetches and decodes, and the others find."""
+    with group.in_turn():
+        return data.load(
+            config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode
+        )
+
+
 def _split(config: Config, loaded: Dataset, progress: Progress) -> tuple[Dataset, Tensor, Tensor]:
     """What is trained on, and the places in it of the images that are trained on and of those held out."""
-    train, val = data.split(loaded.train.targets, config.val_size, config.split_seed, config.train_size)
+    train, val = splits.split(loaded.train.targets, config.val_size, config.split_seed, config.train_size)
     dataset = loaded
     if config.train_on_test:
         train = torch.cat([train, torch.arange(len(loaded.test)) + len(loaded.train)])
@@ -172,6 +173,27 @@ def _split(config: Config, loaded: Dataset, progress: Progress) -> tuple[Dataset
     for line in audit.check_labels(dataset.classes, labels[train], labels[val]):
         progress.warn(line)
     return dataset, train, val
+
+
+def _go_on(training: Training, place: RunFolder | None, dataset: Dataset, progress: Progress) -> None:
+    """Bring `training` to where the run stopped; to the beginning, where it died before its first checkpoint.
+
+    Args:
+        training: what is changed, in every process.
+        place: the run's folder; None in processes that have none, and in all where there is nothing to go on with.
+        dataset: what it trains on, which must be the same.
+        progress: told of a checkpoint that is damaged, and of the one that is taken instead.
+    """
+    found = training.group.lead(lambda: place.load(progress.warn) if place else None)
+    if not found:
+        return
+    state, path = found
+    training.load(state, path, dataset.checksum)
+    config, at = training.config, training.at
+    if config.epochs < at.epoch:
+        raise ConfigError(
+            f"epochs is {config.epochs}, but {path.parent} has trained {at.epoch}: epochs is the total, give more"
+        )
 
 
 @contextlib.contextmanager
@@ -201,51 +223,49 @@ def _fit(
     if config.compile:
         training.forward = torch.compile(training.forward)
     val_images, val_labels = dataset.train.images[val_indices], dataset.train.targets[val_indices]
-    patience = config.patience if config.val_size else None
-    clock = time.monotonic() - at.seconds
-    saved = seen = at.seconds
-    look = not _LOOK_EVERY[device.type]
+    began = time.monotonic() - at.seconds  # as if the run had never stopped
+    saved = looked = at.seconds
+    look = _LOOK_EVERY[device.type] == 0
 
-    while at.epoch < config.epochs and not (patience and at.best_epoch and at.epoch - at.best_epoch >= patience):
-        order = training.indices[data.epoch_order(len(training.indices), config.seed, at.epoch)].to(device)
+    while not _is_over(config, at):
+        order = training.indices[splits.epoch_order(len(training.indices), config.seed, at.epoch)].to(device)
         training.network.train()
-        for batch in data.batches(order, config.batch_size)[at.step :]:
+        for batch in splits.batches(order, config.batch_size)[at.step :]:
             started = time.monotonic()
-            done = (at.epoch * training.steps + at.step) / (config.epochs * training.steps)
-            size = progressive_size(config.progressive, done, training.images.shape[-1])
-            seed = data.step_seed(config.seed, at.epoch, at.step)
-            compute = partial(training.gradient, batch, seed, size, strong=done < config.augment.until)
-            training.note(len(batch), *compute())
+            lr, gradient = training.learning_rate(at.step), _gradient_of(training, batch)
+            training.note(len(batch), *gradient())
             if look:
                 training.settle()  # so that a loss that is not finite moves no weight
-            training.update(training.learning_rate(at.step), compute)
-
+            training.update(lr, gradient)
             at.step += 1
             at.epoch_seconds += time.monotonic() - started
-            at.seconds = time.monotonic() - clock
+            at.seconds = time.monotonic() - began
+
             if look:
-                seen = at.seconds
-                progress.step(at, training.steps, training.learning_rate(at.step - 1))
-            due = at.step < training.steps and _due(config, at.step, at.seconds - saved)
-            asked, due, look = group.agree(stop(), due, at.seconds - seen >= _LOOK_EVERY[device.type])
-            if asked or due:
+                progress.step(at, training.steps, lr)
+                looked = at.seconds
+            due, late = _save_is_due(training, at.seconds - saved), at.seconds - looked >= _LOOK_EVERY[device.type]
+            # All processes do these or none: `settle` sums over them, and their clocks and signals differ.
+            leave, due, look = group.agree(stop(), due, late)
+            if leave or due:
                 training.settle()
                 record.checkpoint()
                 saved = at.seconds
-            if asked:
+            if leave:
                 raise Interrupted
 
         training.settle()
-        at.epoch_seconds += time.monotonic() - clock - at.seconds
+        at.epoch_seconds += time.monotonic() - began - at.seconds  # which the device took for the last steps
         speed = at.images / at.epoch_seconds
         row = training.end_epoch()
-        kept, scores = _validate(training, dataset, val_images, val_labels, row["lr"])
-        better = at.epoch == config.epochs if not scores else scores["val_accuracy"] > at.best_accuracy
+        weights, scores = _validate(training, dataset, val_images, val_labels, row["lr"])
+        # The test set has no say; without validation images the last epoch is kept.
+        better = scores["val_accuracy"] > at.best_accuracy if scores else at.epoch == config.epochs
         if better:
-            at.best_epoch, at.best_weights = at.epoch, kept
+            at.best_epoch, at.best_weights = at.epoch, weights
             at.best_accuracy = scores.get("val_accuracy", at.best_accuracy)
-            record.keep(training.candidates[kept])
-        saved = at.seconds = time.monotonic() - clock
+            record.keep(training.candidates[weights])
+        saved = at.seconds = time.monotonic() - began
         row |= scores | {"images_per_second": speed, "seconds": at.seconds}
         record.epoch(row)
         progress.epoch(row, better)
@@ -253,16 +273,43 @@ def _fit(
             raise Interrupted
 
 
+def _is_over(config: Config, at: Position) -> bool:
+    """Whether all epochs are done, or validation has waited long enough for a better one."""
+    waited = at.epoch - at.best_epoch if at.best_epoch else 0
+    patience = config.patience if config.val_size else None
+    return at.epoch >= config.epochs or (patience is not None and waited >= patience)
+
+
+def _gradient_of(training: Training, batch: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What computes the gradient of the current step, by the same draws each time that it is called."""
+    config, at = training.config, training.at
+    done = (at.epoch * training.steps + at.step) / (config.epochs * training.steps)  # share of the run
+    size = progressive_size(config.progressive, done, training.images.shape[-1])
+    seed = splits.step_seed(config.seed, at.epoch, at.step)
+    return partial(training.gradient, batch, seed, size, strong=done < config.augment.until)
+
+
+def _save_is_due(training: Training, seconds: float) -> bool:
+    """Whether to save within an epoch, `seconds` after the last time; its end saves anyway."""
+    config, step = training.config, training.at.step
+    if step == training.steps:
+        return False
+    by_steps = config.checkpoint_steps is not None and step % config.checkpoint_steps == 0
+    return by_steps or (config.checkpoint_minutes is not None and seconds >= 60 * config.checkpoint_minutes)
+
+
 def _validate(
     training: Training, dataset: Dataset, images: Tensor, labels: Tensor, rate: float
 ) -> tuple[str, dict[str, float]]:
     """Which of the candidates is best after an epoch, and what metrics.csv says of it; nothing, without images.
 
+    A weight average is kept unless the raw weights do better, as they may early on, while it lags behind.
+
     Raises:
         TrainingError: weights or logits are not finite.
     """
     candidates = training.candidates
-    kept = next(iter(candidates))
+    kept = next(iter(candidates))  # of equals, and where nothing is validated
     if wrong := training.wrong(candidates[kept]):
         raise TrainingError(advice.diverged(f"after epoch {training.at.epoch}, {wrong}", training.config, rate))
     if not len(images):
@@ -284,21 +331,29 @@ def _validate(
     return kept, row
 
 
-def _test(training: Training, dataset: Dataset, run: Path, tags: Mapping[str, str], wanted: bool) -> dict[str, Any]:
-    """Test the chosen weights, where wanted: the one time that the test images are looked at. Sum the run up."""
-    config, at, group = training.config, training.at, training.group
+def _test(training: Training, dataset: Dataset, run: Path, wanted: bool) -> dict[str, dict[str, Any]]:
+    """The scores of the chosen weights by views, where wanted: the one time that the test images are looked at."""
+    config, group = training.config, training.group
     best = group.lead(lambda: checkpoint.load_classifier(run))
     network = best.network.to(training.device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    test: dict[str, Any] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for tta in dict.fromkeys(("none", config.tta)) if wanted else {}:
         predict = partial(_predict, network, mean=best.mean, std=best.std, config=config, tta=tta)
         logits = group.logits(predict, dataset.test.images)
-        test[tta] = evaluate.score(logits, dataset.test.targets).to_dict()
+        scores[tta] = evaluate.score(logits, dataset.test.targets).to_dict()
         if tta == config.tta and group.leader:
             runs.keep_predictions(run, logits, dataset.test.targets)
-    final: dict[str, Any] = {f"test_{key}": test["none"][key] for key in ("accuracy", "loss", "ece") if wanted}
+    return scores
+
+
+def _summary(
+    training: Training, run: Path, tags: Mapping[str, str], test: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What summary.json holds of a run and its scores on the test images by views, where there are some."""
+    config, at, processes = training.config, training.at, training.group.size
+    final: dict[str, Any] = {f"test_{key}": test["none"][key] for key in ("accuracy", "loss", "ece") if test}
     if config.tta in test and config.tta != "none":
         final["test_accuracy_tta"] = test[config.tta]["accuracy"]
     if config.val_size:
@@ -311,11 +366,11 @@ def _test(training: Training, dataset: Dataset, run: Path, tags: Mapping[str, st
         "tta": config.tta,
         "test": test,
         "trained_on_test": config.train_on_test,
-        "parameters": models.count_parameters(network),
+        "parameters": models.count_parameters(training.network),
         "budget": config.budget,
         "tags": dict(tags),
         "versions": recorder.versions(),
-        "hardware": devices.hardware(training.device) | ({"processes": group.size} if group.size > 1 else {}),
+        "hardware": devices.hardware(training.device) | ({"processes": processes} if processes > 1 else {}),
     }
 
 
@@ -329,9 +384,3 @@ def _predict(
     tta: Tta = "none",
 ) -> Tensor:
     return evaluate.predict_logits(network, images, mean, std, tta=tta, precision=PRECISIONS[config.precision])
-
-
-def _due(config: Config, step: int, seconds: float) -> bool:
-    """Whether to save within an epoch."""
-    by_steps = config.checkpoint_steps is not None and step % config.checkpoint_steps == 0
-    return by_steps or (config.checkpoint_minutes is not None and seconds >= 60 * config.checkpoint_minutes)

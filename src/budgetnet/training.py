@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet import advice, cache, checkpoint, data, draws, memory, models, optim, start
-from budgetnet.augment import Augment, normalize, resize
+from budgetnet import advice, cache, checkpoint, draws, memory, models, optim, splits, start
+from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.distributed import Group, Part
-from budgetnet.errors import CheckpointError, TrainingError
+from budgetnet.errors import CheckpointError, TrainingError, one_line
+from budgetnet.inputs import normalize, resize
 from budgetnet.mixing import REACH, mix
 from budgetnet.policies import jensen_shannon
 
@@ -86,24 +87,22 @@ class Training:
         device: torch.device,
         group: Group | None = None,
     ) -> None:
-        torch.manual_seed(config.seed)
-        network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
-        if config.init == "kaiming":
-            models.kaiming_(network)
-        if isinstance(network, models.Initializable):
-            enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
-            sample = dataset.train.images[train_indices[: max(1, enough)]]
-            network.initialize(normalize(sample, dataset.mean, dataset.std))
-        self.start = start.load(network, config, dataset) if config.start is not None else None
         self.config, self.device, self.group = config, device, group or Group()
-        self.indices, self.steps = train_indices, len(data.batches(train_indices, config.batch_size))
+        self.at = Position()
+        self._unseen: list[tuple[int, int, Tensor, Tensor]] = []
+
+        network = _untrained(config, dataset, train_indices)
+        self.start = start.load(network, config, dataset) if config.start is not None else None
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.group.connect(self.network, config)
-        self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
-        self.classes = len(dataset.classes)
+
+        # All images stay on the device, as uint8, and a step takes its own from them.
         self.images, self.labels = dataset.train.images.to(device), dataset.train.targets.to(device)
         cache.expect_random(self.images)
+        self.indices, self.steps = train_indices, len(splits.batches(train_indices, config.batch_size))
+        self.classes = len(dataset.classes)
+        self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
         self.teachers = (
             Teachers(
                 config.distill,
@@ -118,6 +117,7 @@ class Training:
             if config.distill.teachers
             else None
         )
+
         averaged = bool(config.ema or config.swa)
         self.average = optim.WeightAverage(self.network, config.ema or None) if averaged else None
         steps, alpha = config.optimizer.lookahead_steps, config.optimizer.lookahead_alpha
@@ -125,8 +125,6 @@ class Training:
         self.optimizer = optim.make_optimizer(self.network, config.optimizer)
         self.plateau = optim.Plateau(config.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.at = Position()
-        self._unseen: list[tuple[int, int, Tensor, Tensor]] = []
 
     @property
     def candidates(self) -> dict[str, nn.Module]:
@@ -152,22 +150,8 @@ class Training:
             strong: whether images are mixed, and augmented by more than crop and flip.
             part: of the batch that the loss is of, its images augmented and mixed as in the whole; None is all of it.
         """
-        first = part.start if part else 0
-        torch.manual_seed(seed + first)  # for dropout, which draws from the global generator
-        partners = 0
-        if part is None or part.whole:
-            rng = torch.Generator(self.device).manual_seed(seed)
-        else:
-            partners = REACH[self.config.mix.name] if strong else 0
-            rows = part.rows(partners, self.device)
-            index, rng = index[rows], draws.Share(rows, part.total).manual_seed(seed)
-        x, y = self.augment(self.images[index], index, self.at.epoch, rng, strong=strong), self.labels[index]
-        labels = y
-        if strong and self.config.mix.name != "none":
-            x, y = mix(x, y, self.classes, self.config.mix, rng)
-            labels = y.argmax(1)
-        if partners:  # which other parts train on
-            x, y, labels, index = x[partners:], y[partners:], labels[partners:], index[partners:]
+        torch.manual_seed(seed + (part.start if part else 0))  # for dropout, which draws from the global generator
+        x, y, labels, index = self._inputs(index, seed, strong, part)
         x = resize(x, size)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
@@ -182,6 +166,31 @@ class Training:
         if len(views) > 1:
             loss = loss + self.config.augment.consistency * jensen_shannon(views)
         return loss, (views[0].detach().argmax(1) == labels).sum()
+
+    def _inputs(
+        self, index: Tensor, seed: int, strong: bool, part: Part | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a batch, or a part of it, is trained on; the arguments are those of `loss`.
+
+        Returns:
+            The images, augmented and mixed, three views of each with a consistency loss; what they shall be classified
+            as, int64 (n,), or where mixed float (n, classes); the class that counts as right, int64 (n,); and their
+            places in the training set, int64 (n,).
+        """
+        before = 0
+        if part is None or part.whole:
+            rng = torch.Generator(self.device).manual_seed(seed)
+        else:
+            # An image is mixed with those before it in the batch, so that a part needs some that others train on.
+            before = REACH[self.config.mix.name] if strong else 0
+            rows = part.rows(before, self.device)
+            index, rng = index[rows], draws.Share(rows, part.total).manual_seed(seed)
+        x = self.augment(self.images[index], index, self.at.epoch, rng, strong=strong)
+        y = labels = self.labels[index]
+        if strong and self.config.mix.name != "none":
+            x, y = mix(x, y, self.classes, self.config.mix, rng)
+            labels = y.argmax(1)
+        return x[before:], y[before:], labels[before:], index[before:]
 
     def gradient(self, index: Tensor, seed: int, size: int, *, strong: bool = True) -> tuple[Tensor, Tensor]:
         """Leave the gradient of a batch's mean loss in the parameters, that of all processes in each.
@@ -200,6 +209,7 @@ class Training:
         losses, rights = [], []
         parts = self.group.parts(len(index), self.config.accumulate)
         for part in parts:
+            # The processes average their gradients once, with the last part.
             with self.group.holding(self.forward, part is not parts[-1]):
                 loss, right = self.loss(index, seed, size, strong=strong, part=part)
                 if not part.whole:  # gradients of pieces add up, and are averaged over the processes
@@ -233,7 +243,7 @@ class Training:
             self.average.update(self.network)
 
     def wrong(self, network: nn.Module) -> str:
-        """What makes it useless to go on though no loss said so, or nothing; waits for the device.
+        """What is wrong with a network, though no loss said so; nothing where it is sound. Waits for the device.
 
         Validation would find most of it, but there may be none; and with a loss scale, gradients that always overflow
         leave every update out, in silence.
@@ -306,7 +316,7 @@ class Training:
         if not self.average or self.config.epochs - self.at.epoch >= self.config.swa * self.config.epochs:
             return
         self.average.update(self.candidates["raw"])
-        order = data.epoch_order(len(self.indices), self.config.seed, 0)
+        order = splits.epoch_order(len(self.indices), self.config.seed, 0)
         chosen = self.indices[order[:_NORM_IMAGES]].to(self.device)
         precision = PRECISIONS[self.config.precision]
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
@@ -316,7 +326,7 @@ class Training:
                     normalize(self.images[batch], self.augment.mean, self.augment.std).contiguous(
                         memory_format=self.layout
                     )
-                    for batch in data.batches(chosen, self.config.batch_size)
+                    for batch in splits.batches(chosen, self.config.batch_size)
                 ),
             )
 
@@ -351,7 +361,7 @@ class Training:
             self._restore(state, path, checksum)
         # Whoever knows the format can seal anything; what is wrong with it is met by whatever reads it first.
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            what = f"{type(error).__name__}: {one_line(error)}"
             raise CheckpointError(
                 f"{path} has a checkpoint's checksum and not its content ({what}): resume from another, or train again"
             ) from error
@@ -387,6 +397,19 @@ class Training:
         self.at = Position(**state["position"])
         if not checkpoint.has_type(self.at, Position):
             raise TypeError(f"a position of {self.at}")
+
+
+def _untrained(config: Config, dataset: Dataset, train_indices: Tensor) -> nn.Module:
+    """The network before its first step, by the draws of `config.seed`."""
+    torch.manual_seed(config.seed)
+    network = models.build(config.model, len(dataset.classes), dataset.train.images.shape[-1], config.budget)
+    if config.init == "kaiming":
+        models.kaiming_(network)
+    if isinstance(network, models.Initializable):
+        enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
+        sample = dataset.train.images[train_indices[: max(1, enough)]]
+        network.initialize(normalize(sample, dataset.mean, dataset.std))
+    return network
 
 
 def fitting_batch(config: Config, dataset: Dataset, train_indices: Tensor, device: torch.device) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from budgetnet import store
+from budgetnet import mlclient, store
 from budgetnet.errors import BudgetnetError, ConfigError
 from budgetnet.masking import mask
 
@@ -61,13 +61,13 @@ def open_page(uri: str, listener: socket.socket) -> Callable[[], None]:
     Raises:
         BudgetnetError: MLflow is not installed, or cannot read the store.
     """
-    with store.silence():
+    with mlclient.silence():
         try:
             application = _application(uri)
         except ImportError as error:
-            raise BudgetnetError(f"cannot show {mask(uri)}: {store.why(error)}") from error
+            raise BudgetnetError(f"cannot show {mask(uri)}: {mlclient.why(error)}") from error
         except Exception as error:  # as of SQLAlchemy, or of a database that another version made
-            raise BudgetnetError(f"cannot show {mask(uri)}: MLflow says {store.why(error)}") from error
+            raise BudgetnetError(f"cannot show {mask(uri)}: MLflow says {mlclient.why(error)}") from error
         from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Silent(WSGIRequestHandler):
@@ -109,7 +109,7 @@ def _is_own(url: str, port: int) -> bool:
 
 
 def _application(uri: str) -> WSGIApplication:
-    client_class = store.import_mlflow()
+    client_class = mlclient.import_mlflow()
     client_class(uri).search_experiments(max_results=1)
     # As MLflow's own command tells its server, which reads them when it is imported and when it is first asked.
     database = re.fullmatch(r"sqlite:///([^?:]+)", uri)

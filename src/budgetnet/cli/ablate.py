@@ -8,16 +8,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser
+from budgetnet.cli.common import command_parser, leave_options
 from budgetnet.errors import ConfigError
 
 
 def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "ablate", _ablate, "tell what options of a recipe are worth, by several seeds")
-    command.allow_abbrev = False
-    command.set_defaults(further=[])  # what it does not know are options of the recipe
-    command.usage = "budgetnet ablate RECIPE --vary KEY=VALUE,VALUE [options]"
+    leave_options(command, "ablate RECIPE --vary KEY=VALUE,VALUE")
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, or a file of named variants of one")
     command.add_argument(
         "--vary",

@@ -61,6 +61,13 @@ def command_parser(
     return command
 
 
+def leave_options(command: ArgumentParser, usage: str) -> None:
+    """Leave what a command does not know in `further`: options of the recipe, as `train` has them."""
+    command.allow_abbrev = False
+    command.set_defaults(further=[])
+    command.usage = f"budgetnet {usage} [options]"
+
+
 def add_training(command: ArgumentParser) -> None:
     """Where a command that trains finds its data, and what it trains on."""
     command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")

@@ -10,7 +10,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import add_training, command_parser, progress_on, set_threads, stop_by_signal
+from budgetnet.cli.common import (
+    add_training,
+    command_parser,
+    leave_options,
+    progress_on,
+    set_threads,
+    stop_by_signal,
+)
 
 
 def add(commands: Any) -> None:
@@ -18,9 +25,7 @@ def add(commands: Any) -> None:
     command = command_parser(
         commands, "compress", _compress, "make a trained network smaller and faster, and train it further"
     )
-    command.allow_abbrev = False
-    command.set_defaults(further=[])  # what it does not know are options of the recipe
-    command.usage = "budgetnet compress MODEL (--sparsity S | --rank R | --distill-into RECIPE) [options]"
+    leave_options(command, "compress MODEL (--sparsity S | --rank R | --distill-into RECIPE)")
     command.add_argument("model", type=Path, metavar="MODEL", help="a finished run, or a model file")
     command.add_argument("--sparsity", type=float, metavar="S", help="share of the channels inside blocks to take out")
     command.add_argument("--rank", type=float, metavar="R", help="rank of convolutions, as a share of the full one")
@@ -33,8 +38,8 @@ def add(commands: Any) -> None:
 
 def _compress(options: Namespace) -> int:
     from budgetnet import compress, devices
-    from budgetnet import config as configuration
     from budgetnet.errors import Interrupted
+    from budgetnet.recipe import run_folder
 
     set_threads(options.threads)
     request = compress.Request(
@@ -44,7 +49,7 @@ def _compress(options: Namespace) -> int:
         student=options.distill_into,
         options=options.further,
     )
-    run = options.output or configuration.run_folder(Path(options.model.resolve().name))
+    run = options.output or run_folder(Path(options.model.resolve().name))
     progress = progress_on(False, sys.stderr if options.json else sys.stdout)
     try:
         with stop_by_signal(progress, at_once=lambda: not progress.begun) as stop:

@@ -32,12 +32,12 @@ def add(commands: Any) -> None:
 def _verify(options: Namespace) -> int:
     from dataclasses import asdict
 
-    from budgetnet import data
+    from budgetnet import data, verification
     from budgetnet.markup import visible
     from budgetnet.terminal import columns, wrapped
 
     path = options.path or data.default_folder()
-    found = data.verify(path)
+    found = verification.verify(path)
     if options.json:
         print(json.dumps({"path": str(path), **asdict(found)}))
         return 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser, progress_on
 from budgetnet.cli.model import (
+    Prepared,
     add_data,
     add_engine,
     add_model,
@@ -19,13 +19,12 @@ from budgetnet.cli.model import (
     check_remedies,
     classifier_of,
     computed_by,
-    computing_network,
     dataset_of,
     fits,
     int8_cost,
     int8_line,
     logits_of,
-    remedied,
+    prepare,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -84,36 +83,33 @@ def _evaluate(options: Namespace) -> int:
         assert dataset is not None
         images = _split_images(options, dataset, trained)
     images = _limited(images, options)
-    network = exact = computing_network(options, classifier)
-    if options.precision == "int8":
-        assert dataset is not None
-        network = origin.quantize(classifier, dataset, trained)
-    remedies, classify = remedied(options, classifier, network, dataset, trained)
+    ready = prepare(options, classifier, dataset, trained)
     result = {
         "checkpoint": str(options.checkpoint),
         "dataset": options.shift if dataset is None or outside else dataset.name,
         "split": options.split,
         "limit": options.limit,
-        **computed_by(network),
+        **computed_by(ready.network),
         "tta": options.tta,
     }
-    labels = images.labels
-    assert labels is not None
+    labels = images.targets
     if corruptions:
         assert dataset is not None
         result["weights"] = checkpoint.digest({}, classifier.network.state_dict())
-        lines = _evaluate_shift(options, dataset, images, corruptions, severities, classify, remedies, result)
+        lines = _evaluate_shift(options, dataset, images, corruptions, severities, ready, result)
     else:
-        found = [evaluate.score(logits, labels) for logits in classify(images.images)]
-        for remedy, before, after in zip(remedies, found, found[1:], strict=False):
+        found = [evaluate.score(logits, labels) for logits in ready.classify(images.images)]
+        for remedy, before, after in zip(ready.remedies, found, found[1:], strict=False):
             remedy |= {"before": brief(before), "after": brief(after)}
         result |= found[-1].to_dict()
         lines = [evaluate.render(found[-1], classifier.classes)]
-    if remedies:
-        result["remedies"] = remedies
-        lines += ["", *(render_scored(remedy, options.split) for remedy in remedies)]
+    if ready.remedies:
+        result["remedies"] = ready.remedies
+        lines += ["", *(render_scored(remedy, options.split) for remedy in ready.remedies)]
     if options.precision == "int8":
-        exactly, quantized = (logits_of(either, classifier, images.images, options) for either in (exact, network))
+        exactly, quantized = (
+            logits_of(each, classifier, images.images, options) for each in (ready.exact, ready.network)
+        )
         result["int8"] = int8_cost(exactly, quantized, labels, options.split)
         lines += ["", int8_line(result["int8"])]
     if corruptions and options.output and options.output.suffix.lower() == ".json":
@@ -172,7 +168,6 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
                 "--split val"
             )
         return data.Images(images.images, images.labels, torch.arange(len(images)))
-    assert images.labels is not None
     if "val_size" not in trained:
         raise ConfigError(
             f"{options.checkpoint} does not say which images it was chosen by: only --split test is known"
@@ -185,21 +180,20 @@ def _split_images(options: Namespace, dataset: Dataset, trained: dict[str, Any])
     chosen = origin.known_split(dataset, trained)[options.split == "val"]
     if not len(chosen):
         raise ConfigError(f"{options.checkpoint} was trained with val_size 0: there is no validation split")
-    return data.Images(images.images[chosen], images.labels[chosen], chosen)
+    return data.Images(images.images[chosen], images.targets[chosen], chosen)
 
 
 def _limited(images: Images, options: Namespace) -> Images:
     """Some of the images, the same each time, each class in its share."""
-    from budgetnet import data
+    from budgetnet import data, splits
 
     if options.limit is None or options.limit == len(images):
         return images
     if not 1 <= options.limit <= len(images):
         raise ConfigError(f"--limit is {options.limit:,}, expected 1 to {len(images):,}, the images that there are")
-    assert images.labels is not None
-    _, chosen = data.split(images.labels, options.limit, 0)
+    _, chosen = splits.split(images.targets, options.limit, 0)
     ids = None if images.ids is None else images.ids[chosen]
-    return data.Images(images.images[chosen], images.labels[chosen], ids)
+    return data.Images(images.images[chosen], images.targets[chosen], ids)
 
 
 def _evaluate_shift(
@@ -208,20 +202,18 @@ def _evaluate_shift(
     images: Images,
     names: tuple[str, ...],
     severities: tuple[int, ...],
-    classify: Callable[[torch.Tensor], list[torch.Tensor]],
-    remedies: list[dict[str, Any]],
+    ready: Prepared,
     result: dict[str, Any],
 ) -> list[str]:
-    """Score corrupted images; `result` and `remedies` are completed, and what a person reads is returned."""
+    """Score corrupted images; `result` and the remedies are completed, and what a person reads is returned."""
     from budgetnet import cifar, data, pictures, robustness, shift
 
-    labels, ids = images.labels, images.ids
-    assert labels is not None
+    labels, ids = images.targets, images.ids
     assert ids is not None
     shift.require_size(*images.images.shape[2:])
     official = None
-    if options.split == "test" and dataset.test.labels is not None:
-        official = cifar.locate_corrupted(dataset.name, options.data or data.default_folder(), dataset.test.labels)
+    if options.split == "test":
+        official = cifar.locate_corrupted(dataset.name, options.data or data.default_folder(), dataset.test.targets)
 
     def corrupted(name: str, severity: int) -> torch.Tensor:
         if official is not None:
@@ -230,7 +222,7 @@ def _evaluate_shift(
 
     progress = progress_on(options.json, sys.stderr)
     try:
-        tables = robustness.measure(classify, images.images, labels, corrupted, names, severities, progress.score)
+        tables = robustness.measure(ready.classify, images.images, labels, corrupted, names, severities, progress.score)
     finally:
         progress.end()
     final = tables[-1]
@@ -242,7 +234,7 @@ def _evaluate_shift(
         line = f"corruptions generated with seed {SHIFT_SEED}"
         line += "\n(frost is a stand-in for the photographs that CIFAR-10-C shows)" if "frost" in names else ""
     result |= {"images": len(labels), "source": source, "seed": None if official else SHIFT_SEED, **final.to_dict()}
-    for remedy, before, after in zip(remedies, tables, tables[1:], strict=False):
+    for remedy, before, after in zip(ready.remedies, tables, tables[1:], strict=False):
         remedy |= {"before": _shift_brief(before), "after": _shift_brief(after)}
     lines = [robustness.render(final), "", f"{len(labels):,} images of the {options.split} split; {line}"]
     if options.output:

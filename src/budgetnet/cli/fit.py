@@ -39,14 +39,15 @@ def add(commands: Any) -> None:
 def _fit(options: Namespace) -> int:
     from dataclasses import replace
 
-    from budgetnet import config as configuration
     from budgetnet import devices, fit
+    from budgetnet.candidates import Request, default_recipe
+    from budgetnet.recipe import load_recipe
 
     set_threads(options.threads)
-    recipe = configuration.load(options.recipe) if options.recipe else fit.default_recipe(options.dataset or "cifar10")
+    recipe = load_recipe(options.recipe) if options.recipe else default_recipe(options.dataset or "cifar10")
     dataset = options.dataset or recipe.dataset
     seed = recipe.seed if options.seed is None else options.seed
-    request = fit.Request(
+    request = Request(
         budget=options.budget,
         recipe=replace(recipe, dataset=dataset, seed=seed),
         families=tuple(options.families),

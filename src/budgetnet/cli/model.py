@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,12 @@ def _view_weights(text: str) -> list[float] | str:
 
 
 def classifier_of(options: Namespace) -> Classifier:
-    """The model, on the device that it shall run on."""
+    """The model, on the device that it shall run on.
+
+    Raises:
+        ConfigError: the engine, the precision and the device do not go together.
+        CheckpointError: there is no such model, or it is damaged.
+    """
     if options.precision == "int8" and options.engine == "torch":
         raise ConfigError("--precision int8 is computed by ONNX Runtime: leave out --engine torch")
     on_cpu = options.engine == "onnx" or options.precision == "int8"
@@ -186,7 +192,11 @@ def logits_of(
 
 
 def check_remedies(options: Namespace) -> None:
-    """Refuse remedies that make no sense together."""
+    """Refuse remedies that make no sense together.
+
+    Raises:
+        ConfigError: names the option that is out of place or out of range.
+    """
     from budgetnet.evaluate import SHIFTS
 
     target = options.norm_statistics == "target"
@@ -209,72 +219,143 @@ def check_remedies(options: Namespace) -> None:
         )
 
 
-def remedied(
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready for images, in the arithmetic and with the remedies that were asked for."""
+
+    exact: torch.nn.Module | Engine
+    """What computes in fp32."""
+    network: torch.nn.Module | Engine
+    """What computes in the arithmetic asked for; the same, if that is fp32."""
+    remedies: list[dict[str, Any]]
+    """What is done at test time."""
+    classify: Callable[[torch.Tensor], list[torch.Tensor]]
+    """From uint8 pixels (n, c, h, w) to their logits (n, classes): without any remedy, and after each."""
+
+
+def prepare(options: Namespace, classifier: Classifier, dataset: Dataset | None, trained: dict[str, Any]) -> Prepared:
+    """Compile the network, quantise it and fit remedies, as the options say; `dataset` is there where that needs it."""
+    from budgetnet import origin
+
+    network = exact = computing_network(options, classifier)
+    if options.precision == "int8":
+        assert dataset is not None
+        network = origin.quantize(classifier, dataset, trained)
+    remedies, classify = _remedied(options, classifier, network, dataset, trained)
+    return Prepared(exact, network, remedies, classify)
+
+
+def _remedied(
     options: Namespace,
     classifier: Classifier,
     network: torch.nn.Module | Engine,
     dataset: Dataset | None,
     trained: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], Callable[[torch.Tensor], list[torch.Tensor]]]:
-    """What is to be done at test time, and what gives the logits of images without it and after each remedy."""
-    from dataclasses import replace
-
-    import torch
-
-    from budgetnet import evaluate
-    from budgetnet.remedies import adapted, fit_shares, fit_temperature
-
+    """The `remedies` and `classify` of what is prepared."""
+    stages = _Stages(options, classifier, network)
     remedies: list[dict[str, Any]] = []
-    shares: list[float] | None = None
-    temperatures: list[float] = []
-
-    def groups_of(pixels: torch.Tensor) -> torch.Tensor:
-        """The logits by each group of views alone, from which those by any shares follow."""
-        each = torch.eye(len(evaluate.SHIFTS[options.tta])).tolist()
-        return torch.stack([logits_of(network, classifier, pixels, options, alone) for alone in each])
-
-    def mixed(groups: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-        found: torch.Tensor = torch.tensordot(torch.tensor(weights), groups, 1)
-        return found
-
-    def classify(pixels: torch.Tensor) -> list[torch.Tensor]:
-        if shares:
-            groups = groups_of(pixels)
-            found = [mixed(groups, evaluate.SHARES[options.tta]), mixed(groups, shares)]
-        else:
-            found = [logits_of(network, classifier, pixels, options)]
-        if options.norm_statistics == "target":
-            own = adapted(classifier.network, pixels, classifier.mean, classifier.std, options.norm_prior or 0)
-            compiled = computing_network(options, replace(classifier, network=own), quiet=True)
-            found.append(logits_of(compiled, classifier, pixels, options, shares))
-        return found + [found[-1] / temperature for temperature in temperatures]
-
-    def fitted(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-        one, other = (brief(evaluate.score(either, labels)) for either in (before, after))
-        return {"split": "val", "images": len(labels), "before": one, "after": other}
-
-    if options.view_weights == "fit":
-        pixels, labels = _to_fit("--view-weights", options, dataset, trained)
-        groups = groups_of(pixels)
-        shares = fit_shares(groups, labels)
-        before, after = (mixed(groups, weights) for weights in (evaluate.SHARES[options.tta], shares))
-        remedies.append({"remedy": "views", "shares": shares, "fitted": fitted(before, after, labels)})
-    elif options.view_weights is not None:
-        shares = [weight / sum(options.view_weights) for weight in options.view_weights]
-        remedies.append({"remedy": "views", "shares": shares})
+    if options.view_weights is not None:
+        remedies.append(_weigh_views(stages, dataset, trained))
     if options.norm_statistics == "target":
         remedies.append({"remedy": "norm statistics", "prior": options.norm_prior or 0})
-    if options.temperature == "fit":
-        pixels, labels = _to_fit("--temperature", options, dataset, trained)
-        logits = classify(pixels)[-1]
-        temperature = fit_temperature(logits, labels)
-        told = fitted(logits, logits / temperature, labels)
-        remedies.append({"remedy": "temperature", "temperature": temperature, "fitted": told})
-        temperatures.append(temperature)
-    elif options.temperature is not None:
-        remedies.append({"remedy": "temperature", "temperature": options.temperature})
-        temperatures.append(options.temperature)
-    return remedies, classify
+    if options.temperature is not None:
+        remedies.append(_temper(stages, dataset, trained))
+    return remedies, stages
+
+
+@dataclass
+class _Stages:
+    """Of uint8 pixels, the logits (n, classes) without any remedy, and those after each."""
+
+    options: Namespace
+    classifier: Classifier
+    network: torch.nn.Module | Engine
+    shares: list[float] | None = None
+    """What each group of views counts for, where that is one of the remedies."""
+    temperature: float | None = None
+    """What logits are divided by, likewise."""
+
+    def __call__(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        options, classifier = self.options, self.classifier
+        if self.shares:
+            groups = self.groups(pixels)
+            found = [self.usual(groups), _mixed(groups, self.shares)]
+        else:
+            found = [logits_of(self.network, classifier, pixels, options)]
+        if options.norm_statistics == "target":
+            found.append(self._by_own_statistics(pixels))
+        if self.temperature is not None:
+            found.append(found[-1] / self.temperature)
+        return found
+
+    def groups(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(groups, n, classes): the logits by each group of views alone, from which those by any shares follow."""
+        import torch
+
+        from budgetnet.evaluate import SHIFTS
+
+        each = torch.eye(len(SHIFTS[self.options.tta])).tolist()
+        return torch.stack([logits_of(self.network, self.classifier, pixels, self.options, alone) for alone in each])
+
+    def usual(self, groups: torch.Tensor) -> torch.Tensor:
+        """The logits by the shares that groups have unless told otherwise."""
+        from budgetnet.evaluate import SHARES
+
+        return _mixed(groups, SHARES[self.options.tta])
+
+    def _by_own_statistics(self, pixels: torch.Tensor) -> torch.Tensor:
+        from budgetnet.remedies import adapted
+
+        options, classifier = self.options, self.classifier
+        own = adapted(classifier.network, pixels, classifier.mean, classifier.std, options.norm_prior or 0)
+        compiled = computing_network(options, replace(classifier, network=own), quiet=True)
+        return logits_of(compiled, classifier, pixels, options, self.shares)
+
+
+def _mixed(groups: torch.Tensor, shares: Sequence[float]) -> torch.Tensor:
+    import torch
+
+    found: torch.Tensor = torch.tensordot(torch.tensor(shares), groups, 1)
+    return found
+
+
+def _weigh_views(stages: _Stages, dataset: Dataset | None, trained: dict[str, Any]) -> dict[str, Any]:
+    """Give the groups of views the shares that the options name, or that fit the validation split."""
+    from budgetnet.remedies import fit_shares
+
+    weights = stages.options.view_weights
+    if weights != "fit":
+        stages.shares = [weight / sum(weights) for weight in weights]
+        return {"remedy": "views", "shares": stages.shares}
+    pixels, labels = _to_fit("--view-weights", stages.options, dataset, trained)
+    groups = stages.groups(pixels)
+    stages.shares = fit_shares(groups, labels)
+    told = _fitted(stages.usual(groups), _mixed(groups, stages.shares), labels)
+    return {"remedy": "views", "shares": stages.shares, "fitted": told}
+
+
+def _temper(stages: _Stages, dataset: Dataset | None, trained: dict[str, Any]) -> dict[str, Any]:
+    """Divide the logits by what the options name, or by what fits the validation split."""
+    from budgetnet.remedies import fit_temperature
+
+    temperature = stages.options.temperature
+    if temperature != "fit":
+        stages.temperature = temperature
+        return {"remedy": "temperature", "temperature": temperature}
+    pixels, labels = _to_fit("--temperature", stages.options, dataset, trained)
+    logits = stages(pixels)[-1]
+    stages.temperature = fit_temperature(logits, labels)
+    told = _fitted(logits, logits / stages.temperature, labels)
+    return {"remedy": "temperature", "temperature": stages.temperature, "fitted": told}
+
+
+def _fitted(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """What fitting a remedy did for the images that it was fitted on."""
+    from budgetnet import evaluate
+
+    one, other = (brief(evaluate.score(logits, labels)) for logits in (before, after))
+    return {"split": "val", "images": len(labels), "before": one, "after": other}
 
 
 def _to_fit(
@@ -284,15 +365,13 @@ def _to_fit(
     from budgetnet import origin
 
     assert dataset is not None
-    labels = dataset.train.labels
-    assert labels is not None
     _, validation = origin.known_split(dataset, trained)
     if not len(validation):
         raise ConfigError(
             f"{what} fit needs a validation split, and none of {options.checkpoint} is known in these data: give "
             "a number"
         )
-    return dataset.train.images[validation], labels[validation]
+    return dataset.train.images[validation], dataset.train.targets[validation]
 
 
 def fits(options: Namespace) -> bool:
@@ -306,7 +385,17 @@ def brief(scores: Scores | Cell) -> dict[str, float]:
 
 
 def int8_cost(exact: torch.Tensor, quantized: torch.Tensor, labels: torch.Tensor, split: str) -> dict[str, Any]:
-    """What quantisation costs on these images."""
+    """What quantisation costs on these images.
+
+    Args:
+        exact: float (n, classes), logits in float32.
+        quantized: the same in int8.
+        labels: int64 (n,).
+        split: where the images are from.
+
+    Returns:
+        Both accuracies in [0, 1], percentage points lost (below 0: won), and the share of predictions that changed.
+    """
     from budgetnet import evaluate
 
     before, after = (evaluate.score(logits, labels).accuracy for logits in (exact, quantized))

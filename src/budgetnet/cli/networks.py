@@ -55,10 +55,10 @@ def _models(options: Namespace) -> int:
 
 def _inspect(options: Namespace) -> int:
     from budgetnet import checkpoint, data, models, pictures, registry
-    from budgetnet import config as configuration
     from budgetnet.cli.model import load_model
     from budgetnet.config import ModelConfig
     from budgetnet.markup import visible
+    from budgetnet.recipe import load_recipe
     from budgetnet.terminal import columns, wrapped
 
     provenance: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def _inspect(options: Namespace) -> int:
     if options.model is not None and named:
         raise ConfigError(f"--model is for a checkpoint of the reference project, not for {options.what}: leave it out")
     if Path(options.what).suffix in (".yaml", ".yml"):
-        recipe = configuration.load(Path(options.what))
+        recipe = load_recipe(Path(options.what))
         size, title = recipe.image_size, recipe.model.name
         classes = options.classes or data.num_classes(recipe.dataset, None)
         network = models.build(recipe.model, classes, size, recipe.budget)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from budgetnet.cli.common import command_parser
 from budgetnet.cli.model import (
     CHECKPOINT,
+    Prepared,
     add_data,
     add_device,
     add_engine,
@@ -19,13 +20,12 @@ from budgetnet.cli.model import (
     check_remedies,
     classifier_of,
     computed_by,
-    computing_network,
     dataset_of,
     fits,
     int8_cost,
     int8_line,
     logits_of,
-    remedied,
+    prepare,
 )
 from budgetnet.errors import ConfigError, DataError
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from budgetnet.checkpoint import Classifier
     from budgetnet.data import Dataset
-    from budgetnet.engine import Engine
+    from budgetnet.evaluate import LabelScores
+    from budgetnet.images import Images
 
 
 _SHOWN, _WORTH_SHOWING = 5, 0.005  # of the classes of a single image: so many, and down to that probability
@@ -59,12 +60,52 @@ def add(commands: Any) -> None:
 
 
 def _predict(options: Namespace) -> int:
-    import torch
-
-    from budgetnet import checkpoint, data, evaluate, origin, predict
-    from budgetnet.remedies import render_predicted
+    from budgetnet import checkpoint, data, origin
 
     _name_the_model(options)
+    _check(options)
+    classifier = classifier_of(options)
+    images = data.read_images(options.input, classifier.image_size)
+    trained = origin.trained_on(options.checkpoint, classifier)
+    dataset = _data_to_fit(options, classifier, trained)
+    ready = prepare(options, classifier, dataset, trained)
+    remedies = ready.remedies
+    stages = ready.classify(images.images)
+    for remedy, before, after in zip(remedies, stages, stages[1:], strict=False):
+        remedy["predictions_changed"] = (before.argmax(1) != after.argmax(1)).double().mean().item()
+    predictions = _Predictions(images, stages[-1], classifier.classes)
+    result: dict[str, Any] = {
+        "checkpoint": str(options.checkpoint),
+        "input": str(options.input),
+        "images": len(images),
+        **computed_by(ready.network),
+        "tta": options.tta,
+    }
+    if options.precision == "int8":
+        assert dataset is not None
+        result["int8"] = _cost_of_int8(options, classifier, ready, dataset, trained)
+    if remedies:
+        result["remedies"] = remedies
+    # What can be refused comes first, so that a mistake leaves nothing behind.
+    scores = _score(predictions.ids, stages, options.labels, len(classifier.classes), remedies)
+    if scores:
+        result["scores"] = scores.to_dict()
+    if options.output:
+        result |= _write(predictions, options.output, probabilities=options.probabilities)
+    else:
+        result["predictions"] = predictions.rows()
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    for line in _told(result, predictions, scores, options.labels):
+        print(line)
+    if checkpoint.is_box(options.checkpoint):
+        print("\n".join(("", *_about_the_box(classifier))), file=sys.stderr)
+    return 0
+
+
+def _check(options: Namespace) -> None:
+    """Refuse options that make no sense together."""
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
     if options.precision != "int8" and not fits(options) and (options.data or options.dataset):
@@ -73,77 +114,75 @@ def _predict(options: Namespace) -> int:
             "--view-weights fit are fitted on: leave them out"
         )
     check_remedies(options)
-    classifier = classifier_of(options)
-    images = data.read_images(options.input, classifier.image_size)
-    network = computing_network(options, classifier)
-    trained = origin.trained_on(options.checkpoint, classifier)
-    dataset = _data_to_fit(options, classifier, trained)
-    if options.precision == "int8":
-        assert dataset is not None
-        network, cost = _quantized_for_prediction(options, classifier, network, dataset, trained)
-    remedies, classify = remedied(options, classifier, network, dataset, trained)
-    stages = classify(images.images)
-    logits = stages[-1]
-    for remedy, before, after in zip(remedies, stages, stages[1:], strict=False):
-        remedy["predictions_changed"] = (before.argmax(1) != after.argmax(1)).double().mean().item()
-    probabilities = torch.softmax(logits, 1)
-    labels = logits.argmax(1).tolist()
-    ids = list(range(len(labels))) if images.ids is None else images.ids.tolist()
-    result: dict[str, Any] = {
-        "checkpoint": str(options.checkpoint),
-        "input": str(options.input),
-        "images": len(ids),
-        **computed_by(network),
-        "tta": options.tta,
-    }
-    if options.precision == "int8":
-        result["int8"] = cost
-    if remedies:
-        result["remedies"] = remedies
-    if options.output:
-        # What can be refused comes first, so that a mistake leaves nothing behind.
-        if options.labels:
-            every = [
-                predict.score_predictions(ids, stage.argmax(1).tolist(), options.labels, len(classifier.classes))
-                for stage in stages
-            ]
-            scores = every[-1]
-            result["scores"] = scores.to_dict()
-            for remedy, one, other in zip(remedies, every, every[1:], strict=False):
-                remedy |= {"accuracy_before": one.accuracy, "accuracy_after": other.accuracy}
-        if options.probabilities:
-            beside = options.output.with_suffix(".probabilities.csv")
-            predict.write_probabilities(beside, ids, probabilities, classifier.classes, files=images.names)
-            result["probabilities"] = str(beside)
-        predict.write_submission(options.output, ids, labels, len(classifier.classes))
-        result["output"] = str(options.output)
-    else:
-        result["predictions"] = [
-            {"ID": i, "label": label, "class": classifier.classes[label], "probability": p[label].item()}
-            for i, label, p in zip(ids, labels, probabilities, strict=True)
+
+
+class _Predictions:
+    """What is said of each image, in their order: `ids`, `labels`, and `probabilities` (n, classes)."""
+
+    def __init__(self, images: Images, logits: torch.Tensor, classes: tuple[str, ...]) -> None:
+        self.ids: list[int] = list(range(len(images))) if images.ids is None else images.ids.tolist()
+        self.files, self.classes = images.names, classes
+        self.labels: list[int] = logits.argmax(1).tolist()
+        self.probabilities = logits.softmax(1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each image."""
+        rows: list[dict[str, Any]] = [
+            {"ID": i, "label": label, "class": self.classes[label], "probability": p[label].item()}
+            for i, label, p in zip(self.ids, self.labels, self.probabilities, strict=True)
         ]
-        for entry, file in zip(result["predictions"], images.names or (), strict=False):
-            entry["file"] = file
-    if options.json:
-        print(json.dumps(result))
-        return 0
+        for row, file in zip(rows, self.files or (), strict=False):
+            row["file"] = file
+        return rows
+
+
+def _score(
+    ids: list[int], stages: list[torch.Tensor], labels: Path | None, classes: int, remedies: list[dict[str, Any]]
+) -> LabelScores | None:
+    """The scores against known labels, where there are some; `remedies` are told what each did for the accuracy."""
+    from budgetnet import predict
+
+    if labels is None:
+        return None
+    scores = [predict.score_predictions(ids, logits.argmax(1).tolist(), labels, classes) for logits in stages]
+    for remedy, before, after in zip(remedies, scores, scores[1:], strict=False):
+        remedy |= {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
+    return scores[-1]
+
+
+def _write(predictions: _Predictions, output: Path, *, probabilities: bool) -> dict[str, str]:
+    """Write a submission, and with `probabilities` a file of these beside it; where they are."""
+    from budgetnet import predict
+
+    written = {}
+    ids, classes = predictions.ids, predictions.classes
+    if probabilities:
+        beside = output.with_suffix(".probabilities.csv")
+        predict.write_probabilities(beside, ids, predictions.probabilities, classes, files=predictions.files)
+        written["probabilities"] = str(beside)
+    predict.write_submission(output, ids, predictions.labels, len(classes))
+    return written | {"output": str(output)}
+
+
+def _told(
+    result: dict[str, Any], predictions: _Predictions, scores: LabelScores | None, labels: Path | None
+) -> Iterator[str]:
+    """The result, for people."""
+    from budgetnet import evaluate
+    from budgetnet.remedies import render_predicted
+
     if "predictions" in result:
         rows = result["predictions"]
-        for line in _table(_classes(rows[0], probabilities[0], classifier) if len(rows) == 1 else rows):
-            print(line)
+        yield from _table(_classes(rows[0], predictions) if len(rows) == 1 else rows)
     for key in ("output", "probabilities"):
         if key in result:
-            print(f"{result[key]}: {len(ids):,} rows")
-    if options.labels:
-        print(f"against {options.labels}:")
-        print(evaluate.render(scores, classifier.classes))
-    for remedy in remedies:
-        print(render_predicted(remedy))
-    if options.precision == "int8":
-        print(int8_line(cost))
-    if checkpoint.is_box(options.checkpoint):
-        print("\n".join(("", *_about_the_box(classifier))), file=sys.stderr)
-    return 0
+            yield f"{result[key]}: {result['images']:,} rows"
+    if scores:
+        yield f"against {labels}:"
+        yield evaluate.render(scores, predictions.classes)
+    yield from map(render_predicted, result.get("remedies", ()))
+    if "int8" in result:
+        yield int8_line(result["int8"])
 
 
 def _name_the_model(options: Namespace) -> None:
@@ -168,14 +207,15 @@ def _name_the_model(options: Namespace) -> None:
     options.checkpoint = checkpoint.box()
 
 
-def _classes(row: dict[str, Any], probabilities: torch.Tensor, classifier: Classifier) -> list[dict[str, Any]]:
+def _classes(row: dict[str, Any], predictions: _Predictions) -> list[dict[str, Any]]:
     """Rows for the most probable classes of a single image, and one for all others together."""
-    shares, order = probabilities.sort(descending=True)
+    classes = predictions.classes
+    shares, order = predictions.probabilities[0].sort(descending=True)
     shown = max(1, min(_SHOWN, int((shares >= _WORTH_SHOWING).sum())))
-    found = [(classifier.classes[i], share) for i, share in zip(order[:shown].tolist(), shares.tolist(), strict=False)]
+    found = [(classes[i], share) for i, share in zip(order[:shown].tolist(), shares.tolist(), strict=False)]
     left = len(shares) - shown
     if left:
-        others = classifier.classes[int(order[-1])] if left == 1 else f"{left} others"
+        others = classes[int(order[-1])] if left == 1 else f"{left} others"
         found.append((others, shares[shown:].sum().item()))
     first, *rest = [row | {"class": name, "probability": share} for name, share in found]
     return [first, *(each | {"ID": ""} | ({"file": ""} if "file" in row else {}) for each in rest)]
@@ -232,21 +272,14 @@ def _data_to_fit(options: Namespace, classifier: Classifier, trained: dict[str, 
         raise DataError(f"{what}, named by --data: {error}") from error
 
 
-def _quantized_for_prediction(
-    options: Namespace,
-    classifier: Classifier,
-    exact: torch.nn.Module | Engine,
-    dataset: Dataset,
-    trained: dict[str, Any],
-) -> tuple[Engine, dict[str, Any]]:
-    """The network in int8, and what that costs on the images that the model was chosen by, else was trained on."""
+def _cost_of_int8(
+    options: Namespace, classifier: Classifier, ready: Prepared, dataset: Dataset, trained: dict[str, Any]
+) -> dict[str, Any]:
+    """What int8 costs on the images that the model was chosen by, else was trained on."""
     from budgetnet import origin
 
-    labels = dataset.train.labels
-    assert labels is not None
     training, validation = origin.known_split(dataset, trained)
     split, chosen = ("val", validation) if len(validation) else ("train", origin.some_of(training, COST_IMAGES))
-    quantized = origin.quantize(classifier, dataset, trained)
     pixels = dataset.train.images[chosen]
-    before, after = (logits_of(network, classifier, pixels, options) for network in (exact, quantized))
-    return quantized, int8_cost(before, after, labels[chosen], split)
+    before, after = (logits_of(each, classifier, pixels, options) for each in (ready.exact, ready.network))
+    return int8_cost(before, after, dataset.train.targets[chosen], split)

@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
 
 def _serve(options: Namespace) -> int:
     from budgetnet import evaluate, guard, models, serve
+    from budgetnet.demo import Demo
 
     listener, url = guard.listen(options.host, options.port)  # before the model: a port that is taken is told at once
     with listener:
@@ -52,7 +53,7 @@ def _serve(options: Namespace) -> int:
         def predict(images: torch.Tensor) -> torch.Tensor:
             return evaluate.predict_logits(network, images, classifier.mean, classifier.std).softmax(1)
 
-        demo = serve.Demo(
+        demo = Demo(
             name=classifier.model.name,
             parameters=models.count_parameters(classifier.network),
             engine="ONNX Runtime" if computed_by(network)["engine"] == "onnx" else "PyTorch",
@@ -72,15 +73,16 @@ def _serve(options: Namespace) -> int:
 
 def _examples(options: Namespace, classifier: Classifier) -> tuple[list[Any], str]:
     """Test images where they are at hand, without a download, else drawn pictures; and which of both."""
-    from budgetnet import origin, serve
+    from budgetnet import origin
+    from budgetnet.demo import drawn_examples, examples_of
 
     trained = origin.trained_on(options.checkpoint, classifier)
     asked = options.data or options.dataset
     if asked or trained.get("dataset") == "digits" or ("dataset" in trained and os.environ.get("BUDGETNET_DATA")):
         try:
             dataset = dataset_of(options, classifier, trained)
-            return serve.examples_of(dataset.test, dataset.classes), dataset.name
+            return examples_of(dataset.test, dataset.classes), dataset.name
         except DataError:
             if asked:
                 raise
-    return serve.drawn_examples(classifier.image_size), "drawn"
+    return drawn_examples(classifier.image_size), "drawn"

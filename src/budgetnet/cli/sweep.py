@@ -10,7 +10,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import add_training, command_parser, progress_on, set_threads, stop_by_signal
+from budgetnet.cli.common import (
+    add_training,
+    command_parser,
+    leave_options,
+    progress_on,
+    set_threads,
+    stop_by_signal,
+)
 from budgetnet.errors import Interrupted
 
 
@@ -19,9 +26,7 @@ def add(commands: Any) -> None:
     command = command_parser(
         commands, "sweep", _sweep, "search for the best options of a recipe, with any number of workers"
     )
-    command.allow_abbrev = False
-    command.set_defaults(further=[])  # what it does not know are options of the recipe
-    command.usage = "budgetnet sweep RECIPE --space FILE --trials N [options]"
+    leave_options(command, "sweep RECIPE --space FILE --trials N")
     command.add_argument("recipe", type=Path, metavar="RECIPE", help="what all trials have in common")
     command.add_argument("--space", type=Path, required=True, metavar="FILE", help="which options vary, between what")
     command.add_argument("--trials", type=int, required=True, metavar="N", help="in all, of all workers")

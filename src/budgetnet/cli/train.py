@@ -6,16 +6,22 @@ import json
 import shlex
 import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from budgetnet import launcher
 from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
 from budgetnet.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
+    import jsonargparse
+
+    from budgetnet.config import Config
     from budgetnet.progress import Progress
 
 
@@ -37,44 +43,51 @@ def run(arguments: list[str]) -> int:
 
 def _prepare(arguments: list[str]) -> Callable[[], int]:
     """Read the options; what is to be done then."""
+    if "--help" in arguments or "-h" in arguments:
+        _help().print_help()
+        return lambda: 0
+    from budgetnet.config import to_yaml
+    from budgetnet.recipe import run_folder
+
+    arguments, fit_memory = without_auto_batch(arguments)
+    config, options = _parse(_parser(), arguments)
+    if options.print_config:
+        print(to_yaml(config), end="")
+        return lambda: 0
+    if not options.output and launcher.restarts()[1]:
+        raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
+    if options.devices > 1 and fit_memory:
+        raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
+    run = Path(options.output) if options.output else run_folder(Path(options.recipe_file))
+    if options.devices > 1:
+        command = ["train", *arguments, "--devices", "1", "--output", str(run)]
+        return partial(launcher.launch, command, options.devices)
+    progress = progress_on(options.json or options.quiet, sys.stdout)
+    return partial(_run_training, config, options, run, progress, fit_memory)
+
+
+@cache  # it keeps nothing of what it parses, and making it takes half a second
+def _parser() -> jsonargparse.ArgumentParser:
+    """The options of `train`: its own, and every key of a recipe."""
     import jsonargparse
 
-    from budgetnet import config as configuration
+    from budgetnet.recipe import add_options
 
-    parser = jsonargparse.ArgumentParser(
-        prog="budgetnet train",
-        usage="budgetnet train RECIPE [options]",
-        description="Train a network by a recipe; any key of the recipe is an option too.",
-        epilog=f"example: {EXAMPLES['train']}",
-        exit_on_error=False,
-        print_config=None,
-    )
-    parser.add_argument("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
-    parser.add_argument(
-        "--data", metavar="DIR", help="where the data is; null is $BUDGETNET_DATA, else the cache folder"
-    )
-    parser.add_argument("--output", metavar="RUN", help="the run's folder; null is runs/RECIPE-TIME")
-    parser.add_argument("--resume", action="store_true", help="continue RUN where it stopped, exactly")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument(
-        "--devices",
-        type=int,
-        default=1,
-        help="processes that share each batch, on a GPU of this machine each, or its CPU",
-    )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of all processes together; 0 is one a core")
-    parser.add_argument("--no_track", action="store_true", help="leave MLflow out")
-    parser.add_argument("--no_report", action="store_true", help="write no report.html at the end")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
-    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object and nothing else")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    configuration.add_options(parser)
-    if "--help" in arguments or "-h" in arguments:
-        parser.print_help()
-        return lambda: 0
-    arguments, fit_memory = without_auto_batch(arguments)
-    config, options = configuration.parse(parser, arguments)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, print_config=None)
+    _add_own_options(parser)
+    add_options(parser)
+    return parser
+
+
+def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[Config, Namespace]:
+    """The recipe, or that of the run that is resumed, under the options of a command line.
+
+    Raises:
+        ConfigError: there is no recipe, no run, or an option is out of range.
+    """
+    from budgetnet.recipe import parse_options
+
+    config, options = parse_options(parser, arguments)
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
         raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
@@ -83,24 +96,57 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
             raise ConfigError("which recipe? give a YAML file, or a name, such as quick")
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
-        config, options = configuration.parse(parser, [str(run / "config.yaml"), *arguments])
+        config, options = parse_options(parser, [str(run / "config.yaml"), *arguments])
     if options.threads < 0:
         raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
     if options.devices < 1:
         raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
-    if options.print_config:
-        print(configuration.to_yaml(config), end="")
-        return lambda: 0
-    if run is None and launcher.restarts()[1]:
-        raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
-    if options.devices > 1 and fit_memory:
-        raise ConfigError("--batch-size auto is of one process: give a number, or leave out --devices")
-    run = run or configuration.run_folder(Path(options.recipe_file))
-    if options.devices > 1:
-        command = ["train", *arguments, "--devices", "1", "--output", str(run)]
-        return partial(launcher.launch, command, options.devices)
-    progress = progress_on(options.json or options.quiet, sys.stdout)
-    return partial(_run_training, config, options, run, progress, fit_memory)
+    return config, options
+
+
+def _help() -> ArgumentParser:
+    """A parser for no more than its help, made in a small part of the time that the one which knows types takes."""
+    from budgetnet import options
+
+    parser = ArgumentParser(
+        prog="budgetnet train",
+        usage="budgetnet train RECIPE [options]",
+        description="Train a network by a recipe; any key of the recipe is an option too.",
+        epilog=f"example: {EXAMPLES['train']}",
+    )
+    _add_own_options(parser)
+    for section in options.sections():
+        stage = section.name == "model.stages"  # whose keys are no options
+        title = "each of model.stages" if stage else section.name or "the run"
+        group = parser.add_argument_group(title, section.meaning.replace("%", "%%"))
+        if section.name and not stage:
+            group.add_argument(f"--{section.name}", metavar="FILE", help="the options below, from a file")
+        for option in section.options:
+            said = f"{option.meaning} ({option.values.replace('`', '')}; default {option.default})".replace("%", "%%")
+            if stage:
+                group.add_argument(option.name, help=said)
+            else:
+                group.add_argument(f"--{section.dotted(option)}", metavar=option.name.upper(), help=said)
+    return parser
+
+
+def _add_own_options(parser: ArgumentParser) -> None:
+    """What `train` takes besides the keys of a recipe."""
+    add = parser.add_argument
+    add("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
+    add("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache folder)")
+    add("--output", metavar="RUN", help="the run's folder (default: runs/RECIPE-TIME)")
+    add("--resume", action="store_true", help="continue RUN where it stopped, exactly")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    devices = "processes that share each batch, on a GPU of this machine each, or its CPU (default 1)"
+    add("--devices", type=int, default=1, help=devices)
+    add("--threads", type=int, default=0, help="CPU threads of all processes together; 0 is one a core (default 0)")
+    add("--no_track", action="store_true", help="leave MLflow out")
+    add("--no_report", action="store_true", help="write no report.html at the end")
+    add("--print_config", action="store_true", help="print the resolved recipe and stop")
+    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+    add("--json", action="store_true", help="print the summary as one JSON object and nothing else")
+    add("--debug", action="store_true", help="show the traceback of an error")
 
 
 def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
@@ -114,7 +160,7 @@ def without_auto_batch(arguments: list[str]) -> tuple[list[str], bool]:
     return arguments, False
 
 
-def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_memory: bool) -> int:
+def _run_training(config: Config, options: Namespace, run: Path, progress: Progress, fit_memory: bool) -> int:
     from budgetnet import api, distributed
     from budgetnet.progress import Mute, summary_lines
 
@@ -158,7 +204,7 @@ def _run_training(config: Any, options: Any, run: Path, progress: Progress, fit_
     return 0
 
 
-def _resume_command(run: Path, options: Any) -> str:
+def _resume_command(run: Path, options: Namespace) -> str:
     here = launcher.local_size() == launcher.size()  # else each machine has a command of its own
     again = [*([] if here else ["torchrun", "...", "-m"]), "budgetnet", "train", "--resume", "--output", str(run)]
     again += ["--data", options.data] if options.data else []

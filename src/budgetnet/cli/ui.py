@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def _ui(options: Namespace) -> int:
-    from budgetnet import guard, store, ui
+    from budgetnet import guard, mlclient, ui
     from budgetnet.masking import mask
 
     uri = ui.find(options.store)
@@ -33,6 +33,6 @@ def _ui(options: Namespace) -> int:
     with listener:
         serve = ui.open_page(uri, listener)
         print(f"{url} shows {mask(uri)}; Ctrl-C stops it", flush=True)
-        with store.silence():  # of what MLflow imports when it is first asked
+        with mlclient.silence():  # of what MLflow imports when it is first asked
             serve()
     raise KeyboardInterrupt  # by which alone that ends

@@ -120,6 +120,10 @@ class BlockOptions:
 class Block(nn.Module):
     """What all kinds of block share: the shortcut, the gate, and where the two branches meet.
 
+    A kind makes the layers of its residual branch in `_convolutions`, the norm that ends it by `_last_norm`, and
+    computes in `forward`, where `_sum` joins the branch and the shortcut. What else differs from what is here it
+    overrides.
+
     Args:
         in_channels: channels coming in.
         stage: the stage it belongs to, its width that of this block.
@@ -137,6 +141,8 @@ class Block(nn.Module):
     """Whether `expansion` widens the inside, and not what comes out."""
     ends_in_norm: ClassVar[bool] = True
     """Whether a batch norm ends the residual branch."""
+    drops: ClassVar[bool] = False
+    """Whether it has a dropout."""
     sequences: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Parts of the residual branch in the order that they compute in, but for activations: see `shrink.places`."""
 
@@ -155,6 +161,15 @@ class Block(nn.Module):
         self.shortcut = self._shortcut() if self.projects else nn.Sequential()
         self.se_block = self._gate()  # older files know it by this name, whatever kind it is
         self.drop_path = StochasticDepth(options.drop_path) if options.drop_path else nn.Identity()
+
+    @classmethod
+    def side(cls, side: int, stride: int) -> int:
+        """Side in pixels of what comes out, of images of so large a side.
+
+        Raises:
+            ConfigError: nothing would come out; the message goes on where it has been said what the images are.
+        """
+        return -(-side // stride)
 
     @property
     def projects(self) -> bool:
@@ -184,24 +199,30 @@ class Block(nn.Module):
         return f"{self.stage.width}-{self.out_channels}"
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
+        """Make the layers of the residual branch, as attributes; `out_channels` and `activation` are there."""
         raise NotImplementedError
 
     def _shortcut(self) -> nn.Module:
+        """What takes the input to the shape of the output, where that is another."""
         return nn.Sequential(
             Projection(self.in_channels, self.out_channels, self.stride),
             nn.BatchNorm2d(self.out_channels),
         )
 
     def _shortcut_name(self) -> str:
+        """The same in words."""
         return "projection"
 
     def _gate(self) -> nn.Module | None:
+        """The gate, where the stage has one; of the channels where it stands."""
         return make_gate(self.stage, self.out_channels)
 
     def _last_norm(self) -> nn.BatchNorm2d:
+        """A norm for the end of the residual branch."""
         return (ZeroNorm if self.options.zero_init else nn.BatchNorm2d)(self.out_channels)
 
     def _sum(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        """Both branches, (n, out_channels, h, w) each, gated and with stochastic depth, in one."""
         if self.se_block is not None and self.stage.se_place == "branch":
             branch = self.se_block(branch)
         out: Tensor = self.drop_path(branch) + shortcut
@@ -282,8 +303,8 @@ class BottleneckBlock(Block):
 class PreactBlock(Block):
     """Norm and activation before each of two 3x3 convolutions; the projection has no norm (arXiv:1603.05027)."""
 
-    takes, gives, ends_in_norm = "raw", "sum", False
-
+    takes, gives = "raw", "sum"
+    ends_in_norm, drops = False, True
     sequences = (("conv1", "pointwise1", "bn2", "conv2", "pointwise2"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
@@ -312,7 +333,6 @@ class PyramidBlock(Block):
     """
 
     takes, gives = "normed", "sum"
-
     sequences = (("conv1", "pointwise1", "bn2", "conv2", "pointwise2"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
@@ -347,7 +367,6 @@ class ShakeBlock(Block):
     """
 
     takes, gives = "normed", "unactivated"
-
     sequences = tuple(tuple(f"{branch}.{i}" for i in (0, 1, 2, 4, 5)) for branch in ("branch1", "branch2"))
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
@@ -383,7 +402,6 @@ class InvertedBlock(Block):
     """
 
     wide_inside = True
-
     sequences = (("expand.0", "expand.1", "conv2", "bn2", "se_block", "conv3"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
@@ -433,8 +451,17 @@ class ConvNextBlock(Block):
     takes, gives = "normed", "unnormed"
     norm = ChannelNorm
     wide_inside, ends_in_norm = True, False
-
     sequences = (("conv2", "conv3"),)
+
+    @classmethod
+    def side(cls, side: int, stride: int) -> int:
+        """See `Block`; pixels that are left over at an edge go."""
+        if side < stride:
+            raise ConfigError(
+                f"{side} pixels are left before a stride of {stride} of ConvNeXt blocks: resize the images or choose "
+                "another network"
+            )
+        return side // stride
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         _refuse_groups(stage)

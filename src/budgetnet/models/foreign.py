@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from budgetnet.errors import ConfigError
+from budgetnet.errors import ConfigError, first_line
 
 PREFIX = "timm:"
 
@@ -36,7 +36,11 @@ class TimmArchitecture:
         return 0
 
     def scaled(self, width: int) -> TimmArchitecture:
-        """Refuse: a network of timm's has one size."""
+        """Refuse: a network of timm's has one size.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(f"{PREFIX}{self.name} has one size: leave out model.width, or choose another network")
 
     def network(self, num_classes: int, image_size: int, channels: int) -> nn.Module:
@@ -51,13 +55,13 @@ class TimmArchitecture:
         try:
             import timm
         except Exception as error:  # it imports much that may be missing or may not fit
-            raise ConfigError(f"timm is installed and cannot be imported: {_one_line(error)}") from error
+            raise ConfigError(f"timm is installed and cannot be imported: {first_line(error)}") from error
         try:
             network: nn.Module = timm.create_model(
                 self.name, pretrained=False, num_classes=num_classes, in_chans=channels
             )
         except Exception as error:
-            raise ConfigError(f"timm has no network {self.name}, or cannot build it: {_one_line(error)}") from error
+            raise ConfigError(f"timm has no network {self.name}, or cannot build it: {first_line(error)}") from error
         _for_small_images(network)
         if next(network.parameters()).is_meta:  # as when it is counted, which comes first and costs nothing
             self._try(network, num_classes, image_size, channels)
@@ -69,7 +73,7 @@ class TimmArchitecture:
             shape = tuple(network(torch.zeros(2, channels, image_size, image_size, device="meta")).shape)
         except Exception as error:
             raise ConfigError(
-                f"{PREFIX}{self.name} does not take images of {size}: {_one_line(error)}; choose a convolutional one"
+                f"{PREFIX}{self.name} does not take images of {size}: {first_line(error)}; choose a convolutional one"
             ) from error
         if shape != (2, num_classes):
             raise ConfigError(f"{PREFIX}{self.name} makes {shape} of 2 images of {size}, expected {(2, num_classes)}")
@@ -86,7 +90,3 @@ def _for_small_images(network: nn.Module) -> None:
     for name, child in network.named_children():
         if isinstance(child, nn.MaxPool2d):
             setattr(network, name, nn.Identity())
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,10 +24,14 @@ class SqueezeExcitation(nn.Module):
         self.relu = nn.ReLU()
         self.fc2 = nn.Linear(hidden, channels)
 
+    def _score(self, seen: Tensor) -> Tensor:
+        """What is seen of each channel, (n, c), to the gates before the sigmoid."""
+        score: Tensor = self.fc2(self.relu(self.fc1(seen)))
+        return score
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
-        gate: Tensor = self.fc2(self.relu(self.fc1(x.mean((2, 3))))).sigmoid()
-        return x * gate[:, :, None, None]
+        return x * self._score(x.mean((2, 3))).sigmoid()[:, :, None, None]
 
 
 class EfficientChannelAttention(nn.Module):
@@ -48,7 +52,7 @@ class EfficientChannelAttention(nn.Module):
         return x * gate[:, 0, :, None, None]
 
 
-class ChannelSpatialAttention(nn.Module):
+class ChannelSpatialAttention(SqueezeExcitation):
     """Scale each channel by what its mean and maximum say, then each position by those over the channels.
 
     As CBAM (Woo et al. 2018, arXiv:1807.06521), with their 7x7 convolution over positions and, as in
@@ -56,17 +60,13 @@ class ChannelSpatialAttention(nn.Module):
     """
 
     def __init__(self, channels: int, reduction: int):
-        super().__init__()
-        hidden = max(4, channels // reduction)
-        self.fc1 = nn.Linear(channels, hidden)
-        self.relu = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, channels)
+        super().__init__(channels, reduction)
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) to the same shape."""
-        mean, largest = (self.fc2(self.relu(self.fc1(seen))) for seen in (x.mean((2, 3)), x.amax((2, 3))))
-        x = x * (mean + largest).sigmoid()[:, :, None, None]
+        score = self._score(x.mean((2, 3))) + self._score(x.amax((2, 3)))
+        x = x * score.sigmoid()[:, :, None, None]
         seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
         gated: Tensor = x * self.conv(seen).sigmoid()
         return gated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -68,18 +67,15 @@ class ResidualArchitecture:
         """The network, freshly initialised, on the current default device.
 
         Raises:
-            ConfigError: switches of a stage that do not go together, or with what comes in; images that are smaller
-                than a stride of ConvNeXt blocks when they come to it.
+            ConfigError: switches of a stage that do not go together, or with what comes in; images of which nothing
+                comes out of some block.
         """
         side = image_size
         for stage in self.stages:
-            if stage.block == "convnext" and side < stage.stride:
-                raise ConfigError(
-                    f"image_size is {image_size}, of which {side} pixels are left before a stride of {stage.stride} "
-                    "of ConvNeXt blocks: resize the images or choose another network"
-                )
-            # Other strides round up, and the mean takes any size.
-            side = side // stage.stride if stage.block == "convnext" else -(-side // stage.stride)
+            try:
+                side = BLOCKS[stage.block].side(side, stage.stride)
+            except ConfigError as error:
+                raise ConfigError(f"image_size is {image_size}, of which {error}") from error
         return ResidualNetwork(self, num_classes, channels)
 
 
@@ -104,59 +100,72 @@ class ResidualNetwork(nn.Module):
 
     sequences = (("conv1", "bn1", "conv2"), ("head.0", "head.1", "linear"))
 
-    def __init__(self, architecture: ResidualArchitecture, num_classes: int, channels: int = 3):
+    def __init__(self, architecture: ResidualArchitecture, num_classes: int, channels: int):
         super().__init__()
-        stages = architecture.stages
-        first, last = BLOCKS[stages[0].block], BLOCKS[stages[-1].block]
-        width, kernel, in_channels = architecture.stem_width, architecture.stem_kernel, channels
         self.relu = nn.ReLU()
-        self._stem: list[str] = []
+        self._path: list[str] = []  # names of the modules that compute before the mean, in this order
+        # Each takes the channels that come in, and gives those that come out.
+        channels = self._add_stem(architecture, channels)
+        channels = self._add_stages(architecture, channels)
+        channels = self._add_end(architecture, channels)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def _add(self, name: str, module: nn.Module) -> None:
+        self.add_module(name, module)
+        self._path.append(name)
+
+    def _add_stem(self, architecture: ResidualArchitecture, channels: int) -> int:
+        """Convolutions, each with norm and activation, but that the last ends as the first block takes it."""
+        first = BLOCKS[architecture.stages[0].block]
+        width, kernel = architecture.stem_width, architecture.stem_kernel
         for i in range(1, architecture.stem + 1):
             inner = i < architecture.stem
             norm = nn.BatchNorm2d if inner else first.norm
             bias = norm is not nn.BatchNorm2d
-            conv = nn.Conv2d(in_channels, width, kernel, padding=kernel // 2, bias=bias)
-            self._append(self._stem, f"conv{i}", conv)
+            self._add(f"conv{i}", nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=bias))
             if inner or first.takes != "raw":
-                self._append(self._stem, f"bn{i}", norm(width))
+                self._add(f"bn{i}", norm(width))
             if inner or first.takes == "activated":
-                self._stem.append("relu")
-            in_channels = width
-        self._layers: list[str] = []
-        count = itertools.count(1)
-        total = sum(stage.depth for stage in stages)
+                self._path.append("relu")
+            channels = width
+        return channels
+
+    def _add_stages(self, architecture: ResidualArchitecture, channels: int) -> int:
+        """The blocks, a sequence for each stage, whose first one has the stride."""
+        options, stages = architecture.options, architecture.stages
+        count, total = 0, sum(stage.depth for stage in stages)
         for i, stage in enumerate(stages, start=1):
             blocks: list[Block] = []
-            for block_stage, stride in zip(
-                _blocks_of(stage), itertools.chain([stage.stride], itertools.repeat(1)), strict=False
-            ):
+            for own in _blocks_of(stage):
+                count += 1
                 # The linear rule of Huang et al. 2016 (arXiv:1603.09382): early features are used by all that follows.
-                drop_path = architecture.options.drop_path * next(count) / total
-                options = replace(architecture.options, drop_path=drop_path)
-                blocks.append(BLOCKS[stage.block](in_channels, block_stage, stride, options))
-                in_channels = blocks[-1].out_channels
-            self._append(self._layers, f"layer{i}", nn.Sequential(*blocks))
-        activation = ACTIVATIONS[stages[-1].activation][1]
+                drop_path = options.drop_path * count / total
+                stride = 1 if blocks else stage.stride
+                blocks.append(BLOCKS[stage.block](channels, own, stride, replace(options, drop_path=drop_path)))
+                channels = blocks[-1].out_channels
+            self._add(f"layer{i}", nn.Sequential(*blocks))
+        return channels
+
+    def _add_end(self, architecture: ResidualArchitecture, channels: int) -> int:
+        """What the last block gives to be done, and the head."""
+        last = BLOCKS[architecture.stages[-1].block]
+        activation = ACTIVATIONS[architecture.stages[-1].activation][1]
         if not architecture.bare:
             if last.gives == "sum":
-                self._append(self._layers, "bn", nn.BatchNorm2d(in_channels))
+                self._add("bn", nn.BatchNorm2d(channels))
             if last.gives == "unnormed":
-                self._append(self._layers, "norm", last.norm(in_channels))
+                self._add("norm", last.norm(channels))
             if last.gives in ("sum", "unactivated"):
-                self._append(self._layers, "activation", activation())
+                self._add("activation", activation())
         if head := architecture.head_width:
-            conv = nn.Conv2d(in_channels, head, 1, bias=False)
-            self._append(self._layers, "head", nn.Sequential(conv, nn.BatchNorm2d(head), activation()))
-            in_channels = head
-        self.linear = nn.Linear(in_channels, num_classes)
-
-    def _append(self, path: list[str], name: str, module: nn.Module) -> None:
-        self.add_module(name, module)
-        path.append(name)
+            conv = nn.Conv2d(channels, head, 1, bias=False)
+            self._add("head", nn.Sequential(conv, nn.BatchNorm2d(head), activation()))
+            channels = head
+        return channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) float to logits (n, num_classes)."""
-        for name in self._stem + self._layers:
+        for name in self._path:
             x = getattr(self, name)(x)
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits

@@ -116,7 +116,7 @@ def _trace(network: nn.Module, image_size: int, channels: int) -> tuple[dict[str
     try:
         parameter = next(network.parameters())
         image = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-        with _evaluating(network), torch.no_grad():
+        with evaluating(network), torch.no_grad():
             network(image)
     finally:
         for handle in handles:
@@ -125,8 +125,9 @@ def _trace(network: nn.Module, image_size: int, channels: int) -> tuple[dict[str
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, so that a look at the network leaves its running statistics alone; then as it was."""
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within it, the network is in evaluation mode, so that a look at it leaves its running statistics alone; after it,
+    each of its modules is in its own mode again."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

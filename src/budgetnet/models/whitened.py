@@ -7,6 +7,7 @@ ResNet" (myrtle.ai).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ class WhitenedArchitecture:
 
     widths: tuple[int, int, int]
     """Channels of the three groups."""
-    convolutions: int = 2
-    """3x3 convolutions of a group: 2, or 3 with a residual connection over the last two."""
+    convolutions: Literal[2, 3] = 2
+    """3x3 convolutions of a group; with three, a residual connection goes over the last two."""
 
     @property
     def width(self) -> int:
@@ -102,10 +103,8 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class WhitenedNetwork(nn.Module):
     """A frozen whitening convolution, three groups, the maximum over positions, one linear layer, logits over 9."""
 
-    def __init__(self, architecture: WhitenedArchitecture, num_classes: int, channels: int = 3):
+    def __init__(self, architecture: WhitenedArchitecture, num_classes: int, channels: int):
         super().__init__()
-        if architecture.convolutions not in (2, 3):
-            raise ValueError(f"a group has 2 or 3 convolutions, found {architecture.convolutions}")
         first, second, third = architecture.widths
         filters = 2 * channels * 2 * 2
         self.whiten = nn.Conv2d(channels, filters, 2)

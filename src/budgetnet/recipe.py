@@ -1,0 +1,253 @@
+"""Recipes and command lines: a YAML file over the configuration, any key of which is an option too (`--optimizer.lr`).
+
+Unknown keys, wrong types and impossible mixes are refused in one line, in the words of a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import yaml
+
+from budgetnet.config import Config, StageConfig, nearest
+from budgetnet.errors import ConfigError
+from budgetnet.plainyaml import read_yaml, require_plain
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+RUNS = Path("runs")
+"""Where runs are that were given no other folder."""
+BROUGHT = Path(__file__).parent / "recipes"
+"""The recipes that are part of the package; in a checkout, a link to those at its top."""
+
+
+def find_recipe(recipe: Path) -> Path:
+    """The file of a recipe: one of this name, or one that budgetnet brings, of which `quick` is name enough.
+
+    Raises:
+        ConfigError: it lies elsewhere, and budgetnet brings one of its name.
+    """
+    brought = BROUGHT / f"{recipe.stem}.yaml"
+    if recipe.exists() or not brought.is_file():
+        return recipe
+    if recipe in (Path(recipe.stem), Path(brought.name)):
+        return brought
+    raise ConfigError(f"{recipe} is not there; `{recipe.stem}` alone is the recipe of that name that budgetnet brings")
+
+
+def run_folder(recipe: Path) -> Path:
+    """The folder of a run by that recipe which was given no other."""
+    return RUNS / f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def load_recipe(recipe: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a recipe, with command-line style overrides such as `["--optimizer.lr", "0.1"]`.
+
+    Raises:
+        ConfigError: as `parse_options`; the recipe cannot be read or is not YAML.
+    """
+    return recipe_loader(recipe)(overrides)
+
+
+def recipe_loader(recipe: Path) -> Callable[[Sequence[str]], Config]:
+    """`load_recipe` for many overrides of one recipe, which is read once.
+
+    Raises:
+        ConfigError: the recipe cannot be read or is not YAML.
+    """
+    arguments = _recipe_arguments(recipe)
+    return lambda overrides: parse_options(_parser(), [*arguments, *overrides])[0]
+
+
+def config_from_record(record: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a file holds as plain values (`asdict`), with overrides as of `load_recipe`.
+
+    Raises:
+        ConfigError: as `load_recipe`; `source` names the file.
+    """
+    require_plain(record, source)
+    for section, kind in get_type_hints(Config).items():  # which in a recipe may be a file's name
+        if is_dataclass(kind) and not isinstance(record.get(section, {}), dict):
+            raise ConfigError(f"{source}: {section} is {record[section]!r}, expected options of its own")
+    arguments = _content_arguments(record, source, Path())
+    return parse_options(_parser(), [*arguments, *overrides])[0]
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Give `parser` an option for every key of a recipe, dotted (`--optimizer.lr`), and `--recipe FILE` under them.
+
+    Their help is elsewhere (`options`), as this parser takes longer to make than help may.
+    """
+    import jsonargparse
+
+    # A value may be written as the name of a class, whose module is imported before anyone asks whether it belongs
+    # there: none is, but for stages.
+    jsonargparse.set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[f"{StageConfig.__module__}.{StageConfig.__name__}"],
+    )
+    action = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
+    parser.add_argument("--recipe", action=action, help=argparse.SUPPRESS)
+    parser.add_class_arguments(Config)
+
+
+def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, Namespace]:
+    """Parse a command line whose parser has the options of `add_options`, and perhaps others.
+
+    Args:
+        parser: made with exit_on_error=False and print_config=None; a positional called `recipe_file`, where it has
+            one, names the recipe.
+        arguments: the command line; dashes inside option names mean underscores.
+
+    Returns:
+        The checked configuration (recipe, then options), and whatever else was parsed.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest right one), a wrong type, a value out of range, an impossible mix.
+    """
+    arguments = [_underscored(argument) for argument in arguments]
+    known = parser.get_defaults()
+    options = set(known.keys()) | {"help", "recipe"}
+    for argument in arguments:
+        name = argument[2:].partition("=")[0]
+        if argument.startswith("--") and not any(option == name or option.startswith(name + ".") for option in options):
+            raise ConfigError(f"--{name} is not an option{nearest(name, options, '--')}")
+    values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
+    require_plain(values, "the command line")
+    arguments = _with_files(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+        recipe = parsed.get("recipe_file")
+        if recipe is not None:
+            parsed = parser.parse_args([*_recipe_arguments(Path(recipe)), *arguments])
+        made = parser.instantiate(parsed)
+    # Besides its own, what the parser meets in values of lists that it looks at no closer: `stages: [{depth: null}]`.
+    except (argparse.ArgumentError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(_readable(str(error))) from error
+    names = {f.name for f in fields(Config)}
+    return (
+        Config(**{name: made[name] for name in names}),
+        Namespace(**{key: value for key, value in vars(made).items() if key not in names and key != "recipe"}),
+    )
+
+
+def require_option(name: str, source: str) -> None:
+    """Make sure that a name is that of a single option of a recipe.
+
+    Raises:
+        ConfigError: there is none of this name (the nearest right one is said), or it has options of its own.
+    """
+    options = dict(_options(Config))
+    if name not in options:
+        raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
+    if is_dataclass(kind := options[name]):
+        raise ConfigError(
+            f"{source}: {name} has options of its own: name one of them, as {name}.{fields(kind)[0].name}"
+        )
+
+
+@cache  # it keeps nothing of what it parses, and making it takes most of the time
+def _parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    add_options(parser)
+    return parser
+
+
+def _recipe_arguments(path: Path) -> list[str]:
+    """The options that read a recipe; what cannot be one is refused, naming unknown keys better than the parser."""
+    path = find_recipe(path)
+    content = read_yaml(path)
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, expected the options of a recipe, one a line")
+    return _content_arguments(content, str(path), path.parent)
+
+
+def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> list[str]:
+    """The options that read what a recipe holds; sections may be files in `folder`."""
+    options = dict(_options(Config))
+    for section, kind in get_type_hints(Config).items():
+        if not is_dataclass(kind) or section not in content:
+            continue
+        value = content[section]
+        if isinstance(value, str) and os.path.isfile(folder / value):
+            # Read here: the parser would take `section.yaml` for the name yaml in a module.
+            content[section] = value = read_yaml(folder / value)
+        if not isinstance(value, dict | str):
+            example = f"{section}.{fields(kind)[0].name}"
+            raise ConfigError(f"{source}: {section} is {value!r}, expected options of its own, such as {example}")
+    for name, value in _entries(content):
+        if name not in options:
+            raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
+        if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
+            raise ConfigError(f"{source}: {name} is null, expected a value, or no such line")
+    return ["--recipe", yaml.safe_dump(content)] if content else []
+
+
+def _with_files(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which the files that sections are read from have their whole names, as the parser needs them."""
+    found: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        option = (name or (found[-1] if found else "")).removeprefix("--")
+        if is_dataclass(get_type_hints(Config).get(option)) and value and os.path.isfile(value):
+            read_yaml(Path(value))  # for what it refuses
+            value = os.path.abspath(value)
+        found.append(name + equals + value)
+    return found
+
+
+def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a section, and of those in it, with their types."""
+    for name, hint in get_type_hints(kind).items():
+        yield prefix + name, hint
+        if is_dataclass(hint):
+            yield from _options(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def _entries(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _entries(value, f"{prefix}{key}.")
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
+
+
+def _readable(message: str) -> str:
+    """The parser's message as one line in the words of a recipe."""
+    message = " ".join(message.split())
+    message = re.sub(r"(?:Parser key|Problem with given class_path) \"([\w.]+)\":?", r"\1:", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
+    unread = re.match(r"([\w.]+): (?:Unable to load config|Importing) '(.*?)'", message)
+    if unread:
+        return f"{unread[1]} is {unread[2]!r}, expected options of its own, or a file that holds them"
+    found = re.fullmatch(r"([\w.]+): Expected an? (.*?)\. Got value: (.*)", message)
+    if found:
+        return f"{found[1]} is {found[3]!r}, expected {found[2]}"
+    union = re.match(
+        r"([\w.]+): Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: (.*)", message
+    )
+    if union:
+        inner = re.search(r"Option '\w+' is not accepted", union[3])
+        value = union[3].rpartition("Given value: ")[2]
+        expected = union[2].replace(f"{StageConfig.__module__}.", "").replace("NoneType", "null")
+        return f"{union[1]} is {value!r}, expected one of: {expected}" + (f"; {inner[0]}" if inner else "")
+    return message

@@ -1,0 +1,211 @@
+"""The specification of recipes and their options."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from budgetnet.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, StageConfig, to_yaml
+from budgetnet.errors import ConfigError
+from budgetnet.recipe import load_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_resolves_to_yaml_that_is_a_recipe_for_the_same(path, tmp_path):
+    config = load_recipe(path)
+    assert load_recipe(recipe(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_opens_with_its_command_and_score(path):
+    header = path.read_text().split("\n\n")[0]
+    comments = [line for line in header.splitlines() if line.startswith("#")]
+    assert f"#   budgetnet train recipes/{path.name}" in comments
+    assert len(comments) >= 4
+
+
+def test_options_override_the_recipe_and_the_last_one_wins(tmp_path):
+    path = recipe(tmp_path, "epochs: 3\noptimizer: {lr: 0.2, momentum: 0.5}\n")
+    config = load_recipe(path, ["--optimizer.lr", "0.3", "--val-size=0", "--optimizer.lr", "0.4"])
+    assert (config.epochs, config.val_size) == (3, 0)
+    assert (config.optimizer.lr, config.optimizer.momentum) == (0.4, 0.5)
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path):
+    path = recipe(tmp_path, "budget: 5_000_000\noptimizer: {lr: 1e-3, weight_decay: 5.0e-4}\nclip_norm: 1\n")
+    config = load_recipe(path)
+    assert (config.budget, config.optimizer.lr, config.optimizer.weight_decay) == (5_000_000, 0.001, 0.0005)
+    assert config.clip_norm == 1.0
+
+
+def test_a_section_may_be_a_file_beside_the_recipe(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "sgd.yaml").write_text("lr: 0.7\nmomentum: 0.5\n")
+    path = recipe(tmp_path, "optimizer: shared/sgd.yaml\n")
+    assert load_recipe(path, ["--optimizer.momentum", "0.6"]).optimizer == OptimizerConfig(lr=0.7, momentum=0.6)
+    (tmp_path / "shared" / "sgd.yaml").write_text("momemtum: 0.5\n")
+    with pytest.raises(ConfigError, match="momemtum"):
+        load_recipe(path)
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path):
+    assert load_recipe(recipe(tmp_path, "# nothing yet\n")) == Config()
+
+
+def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
+    path = recipe(
+        tmp_path, "model: {name: residual, stem: 2, stages: [{width: 8}, {block: preact, width: 16, se: 4}]}\n"
+    )
+    assert load_recipe(path).model == ModelConfig(
+        name="residual", stem=2, stages=[StageConfig(width=8), StageConfig(block="preact", width=16, se=4)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: {momemtum: 1}", "optimizer.momemtum is not an option (did you mean optimizer.momentum?)"),
+        ("label_smothing: 0.1", "label_smothing is not an option (did you mean label_smoothing?)"),
+        ("momentum: 0.1", "momentum is not an option (did you mean optimizer.momentum?)"),
+        ("qqq: 1", "qqq is not an option"),
+        ("1: 2", "1 is not an option"),
+        ("epochs: many", "epochs is 'many', expected int"),
+        ("epochs: 0", "epochs is 0, expected 1 or more"),
+        ("epochs: 2.5", "epochs is '2.5', expected int"),
+        ("seed: true", "seed is 'True', expected int"),
+        ("optimizer: {name: sdg}", "optimizer.name is 'sdg', expected one of sgd, adam, adamw"),
+        ("optimizer: nowhere.yaml", "optimizer is 'nowhere.yaml', expected options of its own, or a file"),
+        ("epochs: 2024-99-01", "epochs is '2024-99-01', expected int"),
+        ("model: {stem: 2}", "model.stem is 2, but enhanced has a stem of its own"),
+        ("schedule: {milestones: [3]}", "schedule.milestones is given, but schedule.name is cosine"),
+        ("optimizer: {betas: [0.5, 0.9]}", "optimizer.betas is given, but optimizer.name is sgd"),
+        ("image_size: 64", "image_size is 64, but cifar10 images are 32x32"),
+        ("optimizer: {lr: -1}", "optimizer.lr is -1.0, expected a number above 0"),
+        ("optimizer: 3", "optimizer is 3, expected options of its own, such as optimizer.name"),
+        ("model: {width: wide}", "model.width is 'wide', expected one of: int, one of auto, null"),
+        ("model: {stages: [{widht: 3}], name: residual}", "widht"),
+        ("model: {name: residual}", "stages"),
+        ("model: {name: resnet18, stages: [{width: 3}]}", "stages"),
+        ("augment: {erase_scale: [0.5, 0.1]}", "augment.erase_scale is (0.5, 0.1), expected 0 < smallest <= largest"),
+        ("augment: {policy: trival}", "augment.policy is 'trival', expected one of none, trivial, rand, augmix"),
+        ("augment: {policy: rand, policy_ops: 0}", "augment.policy_ops is 0, expected 1 or more, or null"),
+        (
+            "augment: {policy: augmix, policy_magnitude: 9}",
+            "augment.policy_magnitude is 9.0, expected a number in [0, 1]",
+        ),
+        ("augment: {policy: trivial, policy_ops: 2}", "augment.policy_ops is given, but augment.policy is trivial"),
+        ("augment: {policy_magnitude: 0.5}", "augment.policy_magnitude is given, but augment.policy is none"),
+        ("augment: {policy: rand, consistency: 12}", "augment.consistency is 12, but augment.policy is rand"),
+        ("augment: {policy: augmix, consistency: -1}", "augment.consistency is -1.0, expected a weight"),
+        (
+            "augment: {policy: augmix, consistency: 12}\nmix: {name: mixup}",
+            "augment.consistency is 12 and mix.name is mixup",
+        ),
+        ("augment: {cutout: 8, until: 0}", "augment.until is 0.0, expected a share in (0, 1]"),
+        ("augment: {crop_padding: 4, flip: random, until: 0.9}", "augment.until is 0.9, but nothing is on"),
+        ("mix: {name: cutmix, alpha: 0}", "mix.alpha is 0.0, expected a number above 0"),
+        ("mix: {name: mixup, p: 0}", "mix.p is 0.0, expected a probability above 0"),
+        ("mix: {alpha: 1}", "mix.alpha is given, but mix.name is none"),
+        ("mix: {p: 0.5}", "mix.p is given, but mix.name is none"),
+        ("augment: {crop_padding: 32}", "augment.crop_padding is 32, expected less than image_size 32"),
+        ("optimizer: {name: adam, nesterov: true}", "optimizer.nesterov needs optimizer.name sgd"),
+        ("schedule: {name: multistep}", "schedule.milestones is empty"),
+        (
+            "schedule: {name: onecycle, warmup: 3}",
+            "schedule.warmup is 3, but onecycle has its own rise",
+        ),
+        ("val_size: 0\nschedule: {name: plateau}", "schedule.name is plateau and val_size is 0"),
+        ("budget: null\nmodel: {width: auto}", "model.width is auto and budget is null"),
+        ("batch_size: 1", "batch_size is 1, expected 2 or more"),
+        ("- a list", "holds a list, expected the options of a recipe"),
+        ("a: [", "is not YAML"),
+        ("epochs: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, message, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe(tmp_path, text + "\n"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer.momemtum", "1"], "--optimizer.momemtum is not an option (did you mean --optimizer.momentum?)"),
+        (["--epochs"], "--epochs"),
+        (["--epochs", "0"], "epochs is 0, expected 1 or more"),
+        (["--ema", "1"], "ema is 1.0, expected a decay in [0, 1)"),
+        (["--swa", "2"], "swa is 2.0, expected a share in [0, 1]"),
+        (["--swa", "0.5", "--ema", "0.9"], "two averages of the same weights: leave one of them out"),
+        (["--optimizer.sam", "-1"], "optimizer.sam is -1.0, expected a distance, or 0 for none"),
+        (["--optimizer.lookahead_alpha", "0.8"], "optimizer.lookahead_steps is 0: give the steps, or leave it out"),
+        (["--distill.cached", "true"], "distill.teachers is empty: name a teacher"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(options, message, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe(tmp_path, "epochs: 3\n"), options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strong", ["rotation", "hue", "erase_p", "cutout"])
+def test_a_share_after_which_strong_augmentation_stops_needs_some_or_mixing(strong, tmp_path):
+    augment = AugmentConfig(until=0.5, **{strong: 1 if strong in ("rotation", "cutout") else 0.5})
+    assert Config(augment=augment).augment.until == 0.5
+    assert load_recipe(recipe(tmp_path, "augment: {until: 0.5}\nmix: {name: ricap}\n")).augment.until == 0.5
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+# Recipes of strangers
+
+
+NAMED = "{class_path: evil.Config, init_args: {}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"augment: {NAMED}",
+        "augment: section.yaml",
+        f"augment: '{NAMED}'",
+        f"model: {{name: residual, stages: [{NAMED}]}}",
+        f"model: {{name: residual, stages: '[{NAMED}]'}}",
+        'model: {name: residual, stages: "[{\\x63lass_path: evil.Config}]"}',
+        "model: {name: residual, stages: [evil.Config]}",
+        "augment: evil.Config",
+        "epochs: !!python/name:evil.Config",
+        f"label_smoothing: {NAMED}",
+    ],
+)
+def test_a_recipe_that_names_a_class_imports_nothing(text, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\nclass Config: pass\n")
+    (tmp_path / "section.yaml").write_text(NAMED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError):
+        load_recipe(recipe(tmp_path, text))
+    for option in ("--augment", "--model.stages"):
+        with pytest.raises(ConfigError):
+            load_recipe(recipe(tmp_path, "epochs: 1"), [option, NAMED])
+    assert not (tmp_path / "marker").exists()
+    assert "evil" not in sys.modules
+
+
+def test_a_recipe_may_be_a_section_of_a_file_and_have_dates_and_signs_as_texts(tmp_path):
+    (tmp_path / "section.yaml").write_text("{flip: none, crop_padding: 2}")
+    found = load_recipe(recipe(tmp_path, "augment: section.yaml\nexperiment: 2026-11-24\noptimizer: {lr: 1e-3}"))
+    assert (found.augment.crop_padding, found.experiment, found.optimizer.lr) == (2, "2026-11-24", 0.001)
+    assert load_recipe(recipe(tmp_path, "experiment: 'a & b: *c*, [d'")).experiment == "a & b: *c*, [d"
