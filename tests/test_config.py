@@ -59,7 +59,7 @@ LEAST = math.nextafter(0, 1)
         ({}, "batch_size", [2], [1]),
         ({}, "accumulate", [1], [0]),
         ({}, "label_smoothing", [0, BELOW_1], [BELOW_0, 1]),
-        ({}, "clip_norm", [None, LEAST], [0]),
+        ({}, "clip_norm", [None, LEAST, 1e9], [0, math.inf, math.nan]),
         ({}, "ema", [0, BELOW_1], [BELOW_0, 1]),
         ({}, "swa", [0, 1], [BELOW_0, ABOVE_1]),
         ({}, "patience", [None, 1], [0]),

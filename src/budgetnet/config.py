@@ -6,6 +6,7 @@ Nothing here knows of torch, so that reading a recipe and printing help stay fas
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -146,7 +147,8 @@ class Config:
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (batch norm needs more than one image)")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more pieces")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
-        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a norm above 0, or null")
+        clip_norm = self.clip_norm
+        require(clip_norm is None or 0 < clip_norm < math.inf, "clip_norm", clip_norm, "a norm above 0, or null")
         require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
         require(0 <= self.swa <= 1, "swa", self.swa, "a share in [0, 1]")
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more epochs, or null")
