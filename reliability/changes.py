@@ -1,8 +1,8 @@
 """The changes that make mutants of a module: its syntax tree with another node in the place of one.
 
 Comparisons are turned round or moved by their boundary, conditions negated, dropped or joined otherwise, arithmetic and
-constants changed, and arguments, statements and what is returned left out. Messages of errors, docstrings and types
-stay as they are.
+constants changed, and arguments, statements and what is returned left out. Messages of errors, docstrings, types and
+`__all__` stay as they are.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _places(parent: Any, line: int, lines: range | None, inside: bool) -> Iterat
         if field in UNCHANGED or (_is_zip(parent) and field == "keywords"):  # strict asserts what always holds
             continue
         for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(node, ast.AST) or _is_text(node) or _is_for_types(node):
+            if not isinstance(node, ast.AST) or _is_text(node) or _is_for_readers(node):
                 continue
             own = getattr(node, "lineno", getattr(getattr(node, "pattern", None), "lineno", line))
             within, function = lines, isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -93,7 +93,10 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _is_for_types(node: ast.AST) -> bool:
+def _is_for_readers(node: ast.AST) -> bool:
+    """Whether it is what type checkers, linters and documentation alone look at."""
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0]) == "__all__"
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 

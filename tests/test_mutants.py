@@ -114,6 +114,7 @@ def test_an_expression_is_changed_in_each_of_these_ways(code, expected):
         ("try:\n  pass\nexcept (A, B):\n  pass", ["except (B,):", "except (A,):"]),
         ("@a\ndef f(x: 'int') -> 'str':\n  pass", ["def f(x: 'int') -> 'str':"]),
         ("if TYPE_CHECKING:\n  a = 1", []),
+        ("__all__ = ['a']", []),
     ],
 )
 def test_a_statement_is_changed_in_each_of_these_ways(code, expected):
