@@ -73,9 +73,11 @@ def _text(node: ast.AST) -> str:
 def _places(parent: Any, line: int, lines: range | None, inside: bool) -> Iterator[tuple[Any, ...]]:
     """Every node with where it hangs, its line, and the lines of its statement."""
     for field, value in ast.iter_fields(parent):
-        if field in UNCHANGED or (_is_zip(parent) and field == "keywords"):  # strict asserts what always holds
+        if field in UNCHANGED or (_is_call(parent, "zip") and field == "keywords"):  # strict asserts what always holds
             continue
         for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if field == "args" and _is_call(parent, "require") and node is value[-1]:
+                continue  # of the message
             if not isinstance(node, ast.AST) or _is_text(node) or _is_for_readers(node):
                 continue
             own = getattr(node, "lineno", getattr(getattr(node, "pattern", None), "lineno", line))
@@ -100,8 +102,8 @@ def _is_for_readers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def _is_zip(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "zip"
+def _is_call(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == name
 
 
 def _without(node: Any, field: str) -> Iterator[Any]:
@@ -129,7 +131,7 @@ def _instead(node: Any) -> Iterator[Any]:
             yield from (body, orelse)
         case ast.Slice(lower, upper, step):
             yield from [ast.Slice(None, upper, step)] * bool(lower) + [ast.Slice(lower, None, step)] * bool(upper)
-        case ast.Call() if not _is_zip(node):
+        case ast.Call() if not _is_call(node, "zip"):
             yield from _without(node, "keywords")
         case ast.comprehension():
             yield from _without(node, "ifs")

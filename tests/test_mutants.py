@@ -85,6 +85,7 @@ def test_what_survives_is_what_the_tests_leave_open_and_what_means_the_same(tmp_
         ("a[b:c]", [":c", "b:"]),
         ("a(b=c, d=e)", ["a(d=e)", "a(b=c)"]),
         ("zip(a, 1, strict=True)", ["2", "0"]),
+        ("require(a, 'option', 'expected')", ["'option?'"]),
         ("3", ["4", "2"]),
         ("0.5", ["1.5"]),
         ("True", ["False"]),

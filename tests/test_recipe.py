@@ -46,6 +46,15 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path):
     assert config.clip_norm == 1.0
 
 
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("dataset", "cifar10 cifar100 folder digits"), ("tta", "none flip flip-shift crops")],
+)
+def test_an_option_of_few_values_takes_each_of_them(option, values, tmp_path):
+    for value in values.split():
+        assert getattr(load_recipe(recipe(tmp_path, f"{option}: {value}")), option) == value
+
+
 def test_a_section_may_be_a_file_beside_the_recipe(tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "sgd.yaml").write_text("lr: 0.7\nmomentum: 0.5\n")
