@@ -26,7 +26,7 @@ COMPARISONS = {
     A.NotIn: [A.In],
 }
 ARITHMETIC = {A.Add: A.Sub, A.Sub: A.Add, A.Mult: A.Div, A.Div: A.Mult, A.FloorDiv: A.Div, A.Mod: A.Mult, A.Pow: A.Mult}
-UNCHANGED = {"annotation", "returns", "decorator_list", "exc", "cause", "ops", "op", "ctx", "names"}
+UNCHANGED = {"annotation", "returns", "decorator_list", "exc", "cause", "msg", "ops", "op", "ctx", "names"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import math
 import re
 import struct
 from dataclasses import replace
@@ -79,7 +80,7 @@ def test_images_are_contiguous_bytes_and_labels_64_bit(tmp_path, write):
 def test_cifar100_has_fine_labels(tmp_path):
     write_cifar100(tmp_path)
     dataset = data.load("cifar100", tmp_path)
-    assert len(dataset.classes) == 100
+    assert (dataset.name, len(dataset.classes)) == ("cifar100", 100)
     assert dataset.train.labels.tolist() == random_batch(9, 0, 100)[1].tolist()
     assert dataset.test.images.reshape(4, -1).tolist() == random_batch(4, 1, 100)[0].tolist()
 
@@ -187,7 +188,8 @@ def test_without_a_folder_data_is_looked_for_in_the_default_one(tmp_path, monkey
     assert data.load("cifar10", None).classes == CLASSES
 
 
-def test_all_folders_that_a_data_set_may_be_in_are_said(tmp_path):
+def test_all_folders_that_a_data_set_may_be_in_are_said_of_a_given_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("BUDGETNET_DATA", raising=False)
     refused(lambda: data.load("cifar10", tmp_path), "expected cifar-10-batches-py/ or cifar-10-batches-bin/: name")
 
 
@@ -224,9 +226,10 @@ def test_digits_are_the_real_ones_brought_to_32_pixels_and_three_channels():
 
 
 def test_digits_without_scikit_learn_or_its_file_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="scikit-learn, which carries the digits, is not installed: pip install"):
-        data.load("digits", None)
+    for nothing in (None, SimpleNamespace(submodule_search_locations=None)):
+        monkeypatch.setattr(data, "find_spec", lambda name, found=nothing: found)
+        with pytest.raises(DataError, match="scikit-learn, which carries the digits, is not installed: pip install"):
+            data.load("digits", None)
     monkeypatch.setattr(data, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
     with pytest.raises(DataError, match=re.escape(f"{tmp_path}/datasets/data/digits.csv.gz is not there: install")):
         data.load("digits", None)
@@ -249,7 +252,7 @@ def test_digits_are_the_same_every_time():
 def test_a_folder_tree_is_read_with_classes_from_its_folders(tmp_path):
     write_tree(tmp_path)
     dataset = data.load("folder", tmp_path)
-    assert dataset.classes == ("ant", "cat", "dog")
+    assert (dataset.name, dataset.classes) == ("folder", ("ant", "cat", "dog"))
     assert dataset.train.names == ("ant/a.png", "cat/1.png", "cat/2.png", "cat/10.png", "dog/x.bmp")
     assert dataset.train.labels.tolist() == [0, 1, 1, 1, 2]
     assert dataset.test.names == ("cat/z.png", "dog/y.png")
@@ -366,6 +369,12 @@ def test_statistics_are_those_of_the_slow_formula(n):
     assert statistics.counts == tuple(int((labels == k).sum()) for k in range(labels.max() + 1))
     assert statistics.mean == pytest.approx((pixels / 255).mean((0, 2, 3)), rel=1e-12)
     assert statistics.std == pytest.approx((pixels / 255).std((0, 2, 3)), rel=1e-12)
+
+
+def test_statistics_of_a_large_image_are_exact():
+    images = data.Images(torch.arange(256).to(torch.uint8).repeat(5000).reshape(1, 1, 1280, 1000))
+    assert data.stats(images).mean == (0.5,)
+    assert data.stats(images).std == pytest.approx((math.sqrt((256**2 - 1) / 12) / 255,), rel=1e-15)
 
 
 def test_statistics_of_no_images_are_refused():

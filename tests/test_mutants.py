@@ -107,6 +107,7 @@ def test_an_expression_is_changed_in_each_of_these_ways(code, expected):
         ("a = b", ["pass"]),
         ("a += b", ["pass"]),
         ("raise E('message', 1)", ["pass"]),
+        ("assert a, 'message'", ["pass"]),
         ("'docstring'", []),
         ("a: int", []),
         ("if a:\n  pass", ["if not a:"]),
