@@ -18,6 +18,7 @@ from budgetnet.config import (
     ScheduleConfig,
     StageConfig,
     model_from_dict,
+    nearest,
     to_yaml,
 )
 from budgetnet.errors import ConfigError
@@ -70,6 +71,28 @@ def test_a_model_survives_its_way_through_a_file():
     assert model_from_dict(dataclasses.asdict(model)) == model
     with pytest.raises(ConfigError, match=r"model\.depht is not an option"):
         model_from_dict({"name": "resnet18", "depht": 3})
+
+
+def test_the_nearest_name_is_found_whole_or_by_its_last_part():
+    options = ["schedule.name", "augment.until", "patience", "progressive.until", "schedule.patience"]
+    assert nearest("patiense", options) == " (did you mean patience?)"
+    assert nearest("schedule.patiense", options) == " (did you mean schedule.patience?)"
+    assert nearest("untill", options, "--") == " (did you mean --augment.until?)"  # of two alike the first by name
+    assert nearest("mix.until", options) == " (did you mean augment.until?)"
+    assert nearest("momentum", options) == nearest("momentum", []) == ""
+    with pytest.raises(ConfigError, match=r"^model\.widht is not an option \(did you mean model\.width\?\)$"):
+        model_from_dict({"widht": 3})
+
+
+def test_resolved_yaml_has_the_order_of_the_reference_and_no_secrets():
+    text = to_yaml(
+        Config(experiment="https://me:hidden@host/x", optimizer=OptimizerConfig(name="adam", betas=(0.5, 0.9)))
+    )
+    plain = yaml.safe_load(text)
+    assert list(plain) == [field.name for field in dataclasses.fields(Config)]
+    assert list(plain["optimizer"]) == [field.name for field in dataclasses.fields(OptimizerConfig)]
+    assert plain["experiment"] == "https://***@host/x"
+    assert plain["optimizer"]["betas"] == [0.5, 0.9]
 
 
 ABOVE_1 = math.nextafter(1, 2)
