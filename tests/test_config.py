@@ -69,6 +69,7 @@ def test_what_a_recipe_does_not_say_never_changes():
 def test_a_model_survives_its_way_through_a_file():
     model = ModelConfig(name="residual", stages=[StageConfig(width=8)], width=4)
     assert model_from_dict(dataclasses.asdict(model)) == model
+    assert model_from_dict(dataclasses.asdict(ModelConfig())) == ModelConfig()
     with pytest.raises(ConfigError, match=r"model\.depht is not an option"):
         model_from_dict({"name": "resnet18", "depht": 3})
 
@@ -78,8 +79,9 @@ def test_the_nearest_name_is_found_whole_or_by_its_last_part():
     assert nearest("patiense", options) == " (did you mean patience?)"
     assert nearest("schedule.patiense", options) == " (did you mean schedule.patience?)"
     assert nearest("untill", options, "--") == " (did you mean --augment.until?)"  # of two alike the first by name
-    assert nearest("mix.until", options) == " (did you mean augment.until?)"
+    assert nearest("optimizer.until", options) == " (did you mean augment.until?)"
     assert nearest("momentum", options) == nearest("momentum", []) == ""
+    assert nearest("until", ["units"]) == ""  # which are three letters in five alike
     with pytest.raises(ConfigError, match=r"^model\.widht is not an option \(did you mean model\.width\?\)$"):
         model_from_dict({"widht": 3})
 

@@ -226,10 +226,10 @@ def model_from_dict(values: dict[str, Any]) -> ModelConfig:
 def nearest(name: str, options: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown option: the right name, compared whole and by its last part."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name, options, cutoff=0.75)
     if not near:
         last = {option.rpartition(".")[2]: option for option in reversed(options)}
-        near = [last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)]
+        near = [last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, cutoff=0.7)]
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
 
 
