@@ -81,6 +81,8 @@ def test_the_nearest_name_is_found_whole_or_by_its_last_part():
     assert nearest("untill", options, "--") == " (did you mean --augment.until?)"  # of two alike the first by name
     assert nearest("optimizer.until", options) == " (did you mean augment.until?)"
     assert nearest("momentum", options) == nearest("momentum", []) == ""
+    assert nearest("flips", ["flops", "flip"]) == " (did you mean flip?)"
+    assert nearest("flips", ["mix.flops", "augment.flip"]) == " (did you mean augment.flip?)"
     assert nearest("until", ["units"]) == ""  # which are three letters in five alike
     with pytest.raises(ConfigError, match=r"^model\.widht is not an option \(did you mean model\.width\?\)$"):
         model_from_dict({"widht": 3})

@@ -205,7 +205,7 @@ class Config:
 
 def to_yaml(config: Config) -> str:
     """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked."""
-    return yaml.safe_dump(masked(_plain(asdict(config))), sort_keys=False, width=110)
+    return yaml.safe_dump(masked(asdict(config)), sort_keys=False, width=110)
 
 
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:
@@ -231,10 +231,3 @@ def nearest(name: str, options: Iterable[str], prefix: str = "") -> str:
         last = {option.rpartition(".")[2]: option for option in reversed(options)}
         near = [last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, cutoff=0.7)]
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML and JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
