@@ -1,8 +1,8 @@
 """The changes that make mutants of a module: its syntax tree with another node in the place of one.
 
 Comparisons are turned round or moved by their boundary, conditions negated, dropped or joined otherwise, arithmetic and
-constants changed, and arguments, statements and what is returned left out. Messages of errors, docstrings and types
-stay as they are.
+constants changed, and arguments, statements and what is returned left out. Messages of errors, docstrings, types and
+`__all__` stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMPARISONS = {
     A.NotIn: [A.In],
 }
 ARITHMETIC = {A.Add: A.Sub, A.Sub: A.Add, A.Mult: A.Div, A.Div: A.Mult, A.FloorDiv: A.Div, A.Mod: A.Mult, A.Pow: A.Mult}
-UNCHANGED = {"annotation", "returns", "decorator_list", "exc", "cause", "ops", "op", "ctx", "names"}
+UNCHANGED = {"annotation", "returns", "decorator_list", "exc", "cause", "msg", "ops", "op", "ctx", "names"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,12 @@ def _text(node: ast.AST) -> str:
 def _places(parent: Any, line: int, lines: range | None, inside: bool) -> Iterator[tuple[Any, ...]]:
     """Every node with where it hangs, its line, and the lines of its statement."""
     for field, value in ast.iter_fields(parent):
-        if field in UNCHANGED or (_is_zip(parent) and field == "keywords"):  # strict asserts what always holds
+        if field in UNCHANGED or (_is_call(parent, "zip") and field == "keywords"):  # strict asserts what always holds
             continue
         for at, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(node, ast.AST) or _is_text(node) or _is_for_types(node):
+            if field == "args" and _is_call(parent, "require") and node is value[-1]:
+                continue  # of the message
+            if not isinstance(node, ast.AST) or _is_text(node) or _is_for_readers(node):
                 continue
             own = getattr(node, "lineno", getattr(getattr(node, "pattern", None), "lineno", line))
             within, function = lines, isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -93,12 +95,15 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _is_for_types(node: ast.AST) -> bool:
+def _is_for_readers(node: ast.AST) -> bool:
+    """Whether it is what type checkers, linters and documentation alone look at."""
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0]) == "__all__"
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def _is_zip(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "zip"
+def _is_call(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == name
 
 
 def _without(node: Any, field: str) -> Iterator[Any]:
@@ -126,7 +131,7 @@ def _instead(node: Any) -> Iterator[Any]:
             yield from (body, orelse)
         case ast.Slice(lower, upper, step):
             yield from [ast.Slice(None, upper, step)] * bool(lower) + [ast.Slice(lower, None, step)] * bool(upper)
-        case ast.Call() if not _is_zip(node):
+        case ast.Call() if not _is_call(node, "zip"):
             yield from _without(node, "keywords")
         case ast.comprehension():
             yield from _without(node, "ifs")

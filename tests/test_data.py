@@ -2,8 +2,11 @@
 
 import collections
 import hashlib
+import math
 import re
 import struct
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,7 +80,7 @@ def test_images_are_contiguous_bytes_and_labels_64_bit(tmp_path, write):
 def test_cifar100_has_fine_labels(tmp_path):
     write_cifar100(tmp_path)
     dataset = data.load("cifar100", tmp_path)
-    assert len(dataset.classes) == 100
+    assert (dataset.name, len(dataset.classes)) == ("cifar100", 100)
     assert dataset.train.labels.tolist() == random_batch(9, 0, 100)[1].tolist()
     assert dataset.test.images.reshape(4, -1).tolist() == random_batch(4, 1, 100)[0].tolist()
 
@@ -172,6 +175,24 @@ def test_the_environment_names_the_default_folder_and_forbids_a_download(tmp_pat
     assert data.default_folder() == tmp_path / "cache" / "budgetnet"
 
 
+def test_the_default_folder_may_start_at_home(monkeypatch):
+    monkeypatch.setenv("BUDGETNET_DATA", "~/images")
+    assert data.default_folder() == Path.home() / "images"
+
+
+def test_without_a_folder_data_is_looked_for_in_the_default_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUDGETNET_DATA", str(write_tree(tmp_path)))
+    assert data.num_classes("folder", None) == 3
+    assert data.load("folder", None).classes == ("ant", "cat", "dog")
+    write_python_batches(tmp_path)
+    assert data.load("cifar10", None).classes == CLASSES
+
+
+def test_all_folders_that_a_data_set_may_be_in_are_said_of_a_given_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("BUDGETNET_DATA", raising=False)
+    refused(lambda: data.load("cifar10", tmp_path), "expected cifar-10-batches-py/ or cifar-10-batches-bin/: name")
+
+
 @pytest.mark.real_data
 def test_real_cifar10_has_the_published_shape_and_pixel_statistics(real_data):
     dataset = data.load("cifar10", real_data)
@@ -191,7 +212,7 @@ def test_digits_are_the_real_ones_brought_to_32_pixels_and_three_channels():
     from sklearn.datasets import load_digits
 
     dataset = data.load("digits", None)
-    assert (len(dataset.train), len(dataset.test)) == (1438, 359)
+    assert (dataset.name, len(dataset.train), len(dataset.test)) == ("digits", 1438, 359)
     assert dataset.classes == tuple("0123456789")
     assert dataset.train.images.shape[1:] == (3, 32, 32)
     both = torch.cat([dataset.train.images, dataset.test.images])
@@ -205,9 +226,10 @@ def test_digits_are_the_real_ones_brought_to_32_pixels_and_three_channels():
 
 
 def test_digits_without_scikit_learn_or_its_file_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="scikit-learn, which carries the digits, is not installed: pip install"):
-        data.load("digits", None)
+    for nothing in (None, SimpleNamespace(submodule_search_locations=None)):
+        monkeypatch.setattr(data, "find_spec", lambda name, found=nothing: found)
+        with pytest.raises(DataError, match="scikit-learn, which carries the digits, is not installed: pip install"):
+            data.load("digits", None)
     monkeypatch.setattr(data, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
     with pytest.raises(DataError, match=re.escape(f"{tmp_path}/datasets/data/digits.csv.gz is not there: install")):
         data.load("digits", None)
@@ -230,7 +252,7 @@ def test_digits_are_the_same_every_time():
 def test_a_folder_tree_is_read_with_classes_from_its_folders(tmp_path):
     write_tree(tmp_path)
     dataset = data.load("folder", tmp_path)
-    assert dataset.classes == ("ant", "cat", "dog")
+    assert (dataset.name, dataset.classes) == ("folder", ("ant", "cat", "dog"))
     assert dataset.train.names == ("ant/a.png", "cat/1.png", "cat/2.png", "cat/10.png", "dog/x.bmp")
     assert dataset.train.labels.tolist() == [0, 1, 1, 1, 2]
     assert dataset.test.names == ("cat/z.png", "dog/y.png")
@@ -298,6 +320,44 @@ def test_a_tree_without_classes_is_refused(tmp_path):
     refused(lambda: data.load("folder", tmp_path), tmp_path / "train", "empty folder")
 
 
+def test_decoding_is_told(tmp_path):
+    told = []
+    data.load("folder", write_tree(tmp_path), decoding=lambda *counts: told.append(counts))
+    assert told == [(7, 7)]
+
+
+def test_a_tree_whose_training_images_have_one_colour_is_refused(tmp_path):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            save(Image.new("RGB", (32, 32), (9, 9, 9)), tmp_path / part / name / "1.png")
+    refused(lambda: data.load("folder", tmp_path), tmp_path / "train", "one value in all pixels")
+
+
+# Test images to train on
+
+BOTH = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "copied"),
+    [
+        (torch.from_numpy(BOTH[1:5]), torch.from_numpy(BOTH[5:]), True),  # two arrays as far as torch knows
+        *((both[1:5], both[5:], False) for both in [torch.from_numpy(BOTH)]),
+        *((both[:4], both[5:], True) for both in [torch.from_numpy(BOTH)]),
+        *((both[5:], both[1:5], True) for both in [torch.from_numpy(BOTH)]),
+    ],
+    ids=["two arrays", "in turn", "apart", "the other way round"],
+)
+def test_test_images_stand_behind_those_to_train_on_and_are_copied_unless_they_do_already(train, test, copied):
+    parts = [data.Images(part, torch.arange(len(part)) + len(part)) for part in (train, test)]
+    before = data.Dataset("folder", ("a",) * 9, *parts, (0.5,) * 3, (0.2,) * 3, "checksum")
+    after = before.with_test_to_train()
+    assert torch.equal(after.train.images, torch.cat([train, test]))
+    assert torch.equal(after.train.targets, torch.cat([part.targets for part in parts]))
+    assert (after.train.images.data_ptr() != train.data_ptr()) == copied
+    assert after == replace(before, train=after.train)
+
+
 # Statistics and classes
 
 
@@ -311,8 +371,18 @@ def test_statistics_are_those_of_the_slow_formula(n):
     assert statistics.std == pytest.approx((pixels / 255).std((0, 2, 3)), rel=1e-12)
 
 
+def test_statistics_of_a_large_image_are_exact():
+    images = data.Images(torch.arange(256).to(torch.uint8).repeat(5000).reshape(1, 1, 1280, 1000))
+    assert data.stats(images).mean == (0.5,)
+    assert data.stats(images).std == pytest.approx((math.sqrt((256**2 - 1) / 12) / 255,), rel=1e-15)
+
+
 def test_statistics_of_no_images_are_refused():
     refused(lambda: data.stats(data.Images(torch.zeros((0, 3, 4, 4), dtype=torch.uint8))), "no pixels")
+
+
+def test_images_without_labels_have_no_counts():
+    assert data.stats(data.Images(torch.from_numpy(BOTH))).counts == ()
 
 
 def test_the_number_of_classes_is_known_before_images_are_read(tmp_path):
@@ -331,3 +401,5 @@ def test_the_training_images_of_any_data_are_found_for_statistics(tmp_path):
         dump(tmp_path / "c.pkl", {b"data": random_batch(3, 0)[0], b"labels": [2, 0, 2]})
     )
     assert (len(images), classes) == (3, ("0", "1", "2"))
+    images, classes = data.read_training(save(picture(0), tmp_path / "one.png"))
+    assert (len(images), classes) == (1, ())

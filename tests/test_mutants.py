@@ -85,6 +85,7 @@ def test_what_survives_is_what_the_tests_leave_open_and_what_means_the_same(tmp_
         ("a[b:c]", [":c", "b:"]),
         ("a(b=c, d=e)", ["a(d=e)", "a(b=c)"]),
         ("zip(a, 1, strict=True)", ["2", "0"]),
+        ("require(a, 'option', 'expected')", ["'option?'"]),
         ("3", ["4", "2"]),
         ("0.5", ["1.5"]),
         ("True", ["False"]),
@@ -106,6 +107,7 @@ def test_an_expression_is_changed_in_each_of_these_ways(code, expected):
         ("a = b", ["pass"]),
         ("a += b", ["pass"]),
         ("raise E('message', 1)", ["pass"]),
+        ("assert a, 'message'", ["pass"]),
         ("'docstring'", []),
         ("a: int", []),
         ("if a:\n  pass", ["if not a:"]),
@@ -114,6 +116,7 @@ def test_an_expression_is_changed_in_each_of_these_ways(code, expected):
         ("try:\n  pass\nexcept (A, B):\n  pass", ["except (B,):", "except (A,):"]),
         ("@a\ndef f(x: 'int') -> 'str':\n  pass", ["def f(x: 'int') -> 'str':"]),
         ("if TYPE_CHECKING:\n  a = 1", []),
+        ("__all__ = ['a']", []),
     ],
 )
 def test_a_statement_is_changed_in_each_of_these_ways(code, expected):

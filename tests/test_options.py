@@ -40,9 +40,11 @@ def test_the_default_of_an_option_is_what_a_recipe_would_say():
         ("mix.name", "`none` | `mixup` | `cutmix` | `ricap`", "none"),
         ("model.name", "text", "enhanced"),
         ("model.width", "whole number or `auto` or `null`", "null"),
+        ("model.ranks", "a list of whole numbers or `null`", "null"),
+        ("schedule.milestones", "a list of numbers", "[]"),
         ("model.stages", "a list of stages or `null`", "null"),
-        ("distill.teachers", "a list of text", "[]"),
-        ("augment.erase_ratio", "2 of number", "[0.3, 3.3]"),
+        ("distill.teachers", "a list of texts", "[]"),
+        ("augment.erase_ratio", "2 numbers", "[0.3, 3.3]"),
         ("model.stages.depth", "whole number", "2"),
     ],
 )

@@ -95,3 +95,24 @@ def test_a_file_is_refused_for_a_text_in_it_too(tmp_path):
     path = recipe(tmp_path, "experiment: '[&a 1, *a]'")
     with pytest.raises(ConfigError, match=r"recipe\.yaml: .* cannot be a value: it has an alias"):
         read_yaml(path)
+
+
+def test_depth_is_not_length():
+    many = [[[i]] for i in range(100)]
+    assert parse_yaml(str(many)) == many
+    require_plain({"key": str(many)}, "file")
+
+
+def test_a_file_of_the_longest_length_is_read_and_of_a_longer_one_no_part(tmp_path):
+    path = recipe(tmp_path, "x" * 65_536)
+    assert read_yaml(path) == "x" * 65_536
+    path.write_text("x" * 65_537)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML: it has more than 65,536 characters"):
+        read_yaml(path)
+
+
+def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_yaml(tmp_path)

@@ -1,13 +1,16 @@
 """The specification of recipes and their options."""
 
+import re
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from budgetnet.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, StageConfig, to_yaml
 from budgetnet.errors import ConfigError
-from budgetnet.recipe import load_recipe
+from budgetnet.recipe import BROUGHT, config_from_record, find_recipe, load_recipe, require_option, run_folder
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -44,6 +47,17 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path):
     config = load_recipe(path)
     assert (config.budget, config.optimizer.lr, config.optimizer.weight_decay) == (5_000_000, 0.001, 0.0005)
     assert config.clip_norm == 1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("dataset", "cifar10 cifar100 folder digits"), ("tta", "none flip flip-shift crops")],
+)
+def test_an_option_of_few_values_takes_each_of_them_and_no_other(option, values, tmp_path):
+    for value in values.split():
+        assert getattr(load_recipe(recipe(tmp_path, f"{option}: {value}")), option) == value
+    with pytest.raises(ConfigError, match=f"^{option} is 'other', expected one of {', '.join(values.split())}$"):
+        load_recipe(recipe(tmp_path, f"{option}: other"))
 
 
 def test_a_section_may_be_a_file_beside_the_recipe(tmp_path):
@@ -168,6 +182,91 @@ def test_a_share_after_which_strong_augmentation_stops_needs_some_or_mixing(stro
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+# Recipes that budgetnet brings, and folders of runs
+
+
+def test_a_recipe_is_a_file_or_one_that_budgetnet_brings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(Path("quick")) == find_recipe(Path("quick.yaml")) == BROUGHT / "quick.yaml"
+    assert find_recipe(Path("unknown")) == Path("unknown")
+    for elsewhere in ("nowhere/quick.yaml", "nowhere/quick", "quick.txt"):
+        with pytest.raises(ConfigError, match=rf"^{elsewhere} is not there; `quick` alone is the recipe of that name"):
+            find_recipe(Path(elsewhere))
+    Path("quick.yaml").write_text("epochs: 3")
+    assert find_recipe(Path("quick.yaml")) == Path("quick.yaml")
+    assert load_recipe(Path("quick.yaml")).epochs == 3
+
+
+def test_a_run_is_called_by_its_recipe_and_when_it_began(monkeypatch):
+    strftime, moment = time.strftime, (2026, 11, 29, 21, 5, 9, 6, 333, 0)
+    monkeypatch.setattr(time, "strftime", lambda form: strftime(form, moment))
+    assert run_folder(Path("recipes/quick.yaml")) == Path("runs/quick-20261129-210509")
+
+
+# The configuration that a file of a run holds
+
+
+def test_a_record_gives_the_configuration_that_it_is_of():
+    config = load_recipe(RECIPES[0])
+    assert config_from_record(asdict(config), "x.json") == config
+    assert config_from_record({"epochs": 3}, "x.json", ["--epochs", "4", "--optimizer.lr=2"]) == Config(
+        epochs=4, optimizer=OptimizerConfig(lr=2)
+    )
+    assert config_from_record({}, "x.json") == Config()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"optimizer": "section.yaml"}, "x.json: optimizer is 'section.yaml', expected options of its own"),
+        ({"optimizer": None}, "x.json: optimizer is None, expected options of its own"),
+        ({"epoch": 3}, "x.json: epoch is not an option (did you mean epochs?)"),
+        ({"epochs": None}, "x.json: epochs is null, expected a value, or no such line"),
+        ({"experiment": "[&a [1], *a]"}, "x.json: '[&a [1], *a]' cannot be a value: it has an alias"),
+    ],
+)
+def test_a_record_that_is_none_is_refused_by_its_name(record, message, tmp_path, monkeypatch):
+    (tmp_path / "section.yaml").write_text("lr: 1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        config_from_record(record, "x.json")
+
+
+def test_an_option_is_required_by_its_whole_name():
+    for name in ("epochs", "optimizer.lr", "model.stages"):
+        require_option(name, "study.yaml")
+    for name, message in (
+        ("optimizer.rl", "optimizer.rl is not an option (did you mean optimizer.lr?)"),
+        ("qqq", "qqq is not an option"),
+        ("epoch", "epoch is not an option (did you mean epochs?)"),
+        ("optimizer", "optimizer has options of its own: name one of them, as optimizer.name"),
+    ):
+        with pytest.raises(ConfigError, match="^" + re.escape(f"study.yaml: {message}") + "$"):
+            require_option(name, "study.yaml")
+
+
+# Command lines
+
+
+@pytest.mark.parametrize("form", [["--optimizer", "sgd.yaml"], ["--optimizer=sgd.yaml"]])
+def test_a_section_may_be_a_file_on_the_command_line(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = recipe(tmp_path, "epochs: 3")
+    Path("sgd.yaml").write_text("lr: 0.7")
+    assert load_recipe(path, [*form, "--optimizer.momentum", "0.6"]).optimizer == OptimizerConfig(lr=0.7, momentum=0.6)
+    Path("sgd.yaml").write_text("[&a [1], *a]")
+    with pytest.raises(ConfigError, match=r"sgd\.yaml is not YAML: it has an alias"):
+        load_recipe(path, form)
+
+
+def test_dashes_in_the_names_of_options_are_underscores_and_elsewhere_they_stay(tmp_path):
+    path = recipe(tmp_path, "epochs: 3")
+    for form in (["--val-size", "7", "--experiment", "a-b"], ["--val_size=7", "--experiment=a-b"]):
+        config = load_recipe(path, form)
+        assert (config.val_size, config.experiment) == (7, "a-b")
+    assert load_recipe(path, ["--tta", "flip-shift"]).tta == "flip-shift"
 
 
 # Recipes of strangers

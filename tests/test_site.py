@@ -168,7 +168,7 @@ def test_an_option_is_shown_with_its_type_its_default_and_its_docstring(site):
     assert "budget¶ whole number or null; default 5_000_000 Hard limit on trainable parameters; null is none." in text
     assert "model.name¶ text; default enhanced A name that budgetnet models lists" in text
     assert "augment.crop_border¶ zeros | reflect; default zeros" in text
-    assert "augment.erase_scale¶ 2 of number; default [0.02, 0.1] Smallest and largest erased share" in text
+    assert "augment.erase_scale¶ 2 numbers; default [0.02, 0.1] Smallest and largest erased share" in text
 
 
 def commands_of(parser, name="budgetnet"):

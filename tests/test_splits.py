@@ -1,6 +1,7 @@
 """What is trained on and what is held out, in which order: by the arguments alone, and for ever."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -36,6 +37,19 @@ def test_a_split_is_exact_stratified_and_loses_nothing(labels, share, seed):
         assert math.floor(exact) <= int((labels[val] == label).sum()) <= math.ceil(exact)
 
 
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(labels=st.lists(st.integers(0, 40), min_size=1, max_size=200), share=st.floats(0, 0.999))
+def test_the_larger_fractions_are_rounded_up_and_of_equal_ones_those_of_the_first_classes(labels, share):
+    labels = torch.tensor(labels)
+    n, val_size = len(labels), int(share * len(labels))
+    held_out = labels[splits.split(labels, val_size, 0)[1]].tolist()
+    exact = {label: Fraction(val_size * int((labels == label).sum()), n) for label in sorted(set(labels.tolist()))}
+    by_fraction = sorted(exact, key=lambda label: -(exact[label] % 1))  # stable
+    left = val_size - sum(math.floor(share) for share in exact.values())
+    for place, label in enumerate(by_fraction):
+        assert held_out.count(label) == math.floor(exact[label]) + (place < left)
+
+
 def test_a_split_depends_on_its_seed_alone():
     labels = torch.arange(1000) % 10
     torch.manual_seed(0)
@@ -63,6 +77,7 @@ def test_a_smaller_training_part_has_each_class_in_its_share_and_holds_out_the_s
     assert torch.bincount(labels[train]).tolist() == [20] * 10
     assert not torch.equal(train, splits.split(labels, 100, 4, train_size=200)[0])
     assert torch.equal(splits.split(labels, 100, 3, train_size=900)[0], everything)
+    assert len(splits.split(labels, 100, 3, train_size=1)[0]) == 1
 
 
 @pytest.mark.parametrize("train_size", [0, 901])
@@ -75,6 +90,11 @@ def test_a_training_part_larger_than_what_is_left_is_a_config_error(train_size):
 def test_a_split_that_leaves_no_training_image_is_a_config_error(val_size):
     with pytest.raises(ConfigError, match=f"val_size is {val_size}, expected 0 up to 9"):
         splits.split(torch.zeros(10, dtype=torch.int64), val_size, 0)
+
+
+def test_no_images_cannot_be_divided():
+    with pytest.raises(ConfigError, match="the training set has 0 images"):
+        splits.split(torch.zeros(0, dtype=torch.int64), 0, 0)
 
 
 @given(n=st.integers(0, 500), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000))

@@ -6,6 +6,7 @@ Nothing here knows of torch, so that reading a recipe and printing help stay fas
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -146,7 +147,8 @@ class Config:
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (batch norm needs more than one image)")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more pieces")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
-        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a norm above 0, or null")
+        clip_norm = self.clip_norm
+        require(clip_norm is None or 0 < clip_norm < math.inf, "clip_norm", clip_norm, "a norm above 0, or null")
         require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
         require(0 <= self.swa <= 1, "swa", self.swa, "a share in [0, 1]")
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more epochs, or null")
@@ -203,7 +205,7 @@ class Config:
 
 def to_yaml(config: Config) -> str:
     """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked."""
-    return yaml.safe_dump(masked(_plain(asdict(config))), sort_keys=False, width=110)
+    return yaml.safe_dump(masked(asdict(config)), sort_keys=False, width=110)
 
 
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:
@@ -224,15 +226,8 @@ def model_from_dict(values: dict[str, Any]) -> ModelConfig:
 def nearest(name: str, options: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown option: the right name, compared whole and by its last part."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name, options, cutoff=0.75)
     if not near:
         last = {option.rpartition(".")[2]: option for option in reversed(options)}
-        near = [last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)]
+        near = [last[key] for key in difflib.get_close_matches(name.rpartition(".")[2], last, cutoff=0.7)]
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML and JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -89,11 +89,11 @@ def _values(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_values(one) for one in inner)
     if origin is list:
-        return f"a list of {_values(inner[0])}"
+        return f"a list of {_values(inner[0])}s"
     if origin is tuple:
-        return f"{len(inner)} of {_values(inner[0])}"
+        return f"{len(inner)} {_values(inner[0])}s"
     words = {int: "whole number", float: "number", bool: "`true` | `false`", str: "text", NoneType: "`null`"}
-    return words.get(hint, "stages" if hint is StageConfig else getattr(hint, "__name__", str(hint)))
+    return words.get(hint, "stage" if hint is StageConfig else getattr(hint, "__name__", str(hint)))
 
 
 def _default(one: Field[Any]) -> str:

@@ -176,7 +176,7 @@ class AugmentConfig:
         low, high = self.erase_scale
         require(0 < low <= high <= 1, "augment.erase_scale", self.erase_scale, "0 < smallest <= largest <= 1")
         low, high = self.erase_ratio
-        require(0 < low <= high, "augment.erase_ratio", self.erase_ratio, "0 < smallest <= largest")
+        require(0 < low <= high < math.inf, "augment.erase_ratio", self.erase_ratio, "numbers 0 < smallest <= largest")
         require(self.cutout >= 0, "augment.cutout", self.cutout, "0 or more pixels")
         ops, magnitude = self.policy_ops, self.policy_magnitude
         require(ops is None or ops >= 1, "augment.policy_ops", ops, "1 or more, or null")
@@ -186,7 +186,7 @@ class AugmentConfig:
             magnitude,
             "a number in [0, 1], or null",
         )
-        require(self.consistency >= 0, "augment.consistency", self.consistency, "a weight, or 0 for none")
+        require(0 <= self.consistency < math.inf, "augment.consistency", self.consistency, "a weight, or 0 for none")
         require(0 < self.until <= 1, "augment.until", self.until, "a share in (0, 1]")
         for name in ("policy_ops", "policy_magnitude"):
             if getattr(self, name) is not None and self.policy not in ("rand", "augmix"):
@@ -284,12 +284,12 @@ class OptimizerConfig:
     """Share of the way that the slow weights move."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "a number above 0")
+        require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a number above 0")
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
         require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
-        require(self.bias_lr > 0, "optimizer.bias_lr", self.bias_lr, "a number above 0")
-        require(self.head_lr > 0, "optimizer.head_lr", self.head_lr, "a number above 0")
+        require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "a number of 0 or more")
+        require(0 < self.bias_lr < math.inf, "optimizer.bias_lr", self.bias_lr, "a number above 0")
+        require(0 < self.head_lr < math.inf, "optimizer.head_lr", self.head_lr, "a number above 0")
         require(0 <= self.sam < math.inf, "optimizer.sam", self.sam, "a distance, or 0 for none")
         steps, alpha = self.lookahead_steps, self.lookahead_alpha
         require(steps >= 0, "optimizer.lookahead_steps", steps, "a number of steps, or 0 for none")
@@ -344,7 +344,7 @@ class ScheduleConfig:
         require(0 <= self.floor <= 1, "schedule.floor", self.floor, "a factor in [0, 1]")
         require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "a factor in (0, 1]")
         require(self.patience >= 0, "schedule.patience", self.patience, "0 or more epochs")
-        require(self.period > 0, "schedule.period", self.period, "more than 0 epochs")
+        require(0 < self.period < math.inf, "schedule.period", self.period, "a number of epochs above 0")
         require(self.period_growth >= 1, "schedule.period_growth", self.period_growth, "1 or more")
         require(0 < self.peak < 1, "schedule.peak", self.peak, "a share in (0, 1)")
         require(0 <= self.start <= 1, "schedule.start", self.start, "a factor in [0, 1]")

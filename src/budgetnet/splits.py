@@ -24,7 +24,7 @@ def split(labels: Tensor, val_size: int, seed: int, train_size: int | None = Non
     Args:
         labels: int64 (n,), the class of each image.
         val_size: images of the validation part, 0 <= val_size < n. A class of k images has floor or ceil of
-            val_size * k / n of them, the larger fractions being rounded up.
+            val_size * k / n of them, the larger fractions being rounded up, of equal ones those of the first classes.
         seed: decides, alone, which images of a class those are.
         train_size: images of the training part, each class in its share; None is all that are left. Which are held out
             does not depend on it.
@@ -47,11 +47,11 @@ def split(labels: Tensor, val_size: int, seed: int, train_size: int | None = Non
 
 def _divide(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
     n = len(labels)
-    if not 0 <= val_size < max(n, 1):
+    if not 0 <= val_size < n:
         raise ConfigError(f"val_size is {val_size:,}, expected 0 up to {n - 1:,}: the training set has {n:,} images")
     values = labels.cpu().numpy()
     counts = np.unique(values, return_counts=True)[1]
-    quota, fraction = np.divmod(val_size * counts.astype(np.int64), max(n, 1))
+    quota, fraction = np.divmod(val_size * counts.astype(np.int64), n)
     quota[np.argsort(-fraction, kind="stable")[: val_size - quota.sum()]] += 1
     shuffled = _shuffle(n, _mix(b"split", seed))
     grouped = shuffled[np.argsort(values[shuffled], kind="stable")]  # one class after another, each in shuffled order
