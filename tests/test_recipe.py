@@ -7,10 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from budgetnet.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, StageConfig, to_yaml
 from budgetnet.errors import ConfigError
-from budgetnet.recipe import BROUGHT, config_from_record, find_recipe, load_recipe, require_option, run_folder
+from budgetnet.recipe import (
+    BROUGHT,
+    add_options,
+    config_from_record,
+    find_recipe,
+    load_recipe,
+    parse_options,
+    require_option,
+    run_folder,
+)
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -141,6 +151,7 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("batch_size: 1", "batch_size is 1, expected 2 or more"),
         ("- a list", "holds a list, expected the options of a recipe"),
         ("a: [", "is not YAML"),
+        ("model: 1e400", ""),  # which the parser takes for infinity, and tells so in many words
         ("epochs: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
@@ -155,6 +166,8 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, messa
     ("options", "message"),
     [
         (["--optimizer.momemtum", "1"], "--optimizer.momemtum is not an option (did you mean --optimizer.momentum?)"),
+        (["--experiment", "[&a 1, *a]"], "the command line: '[&a 1, *a]' cannot be a value: it has an alias"),
+        (["--hepl"], "--hepl is not an option (did you mean --help?)"),
         (["--epochs"], "--epochs"),
         (["--epochs", "0"], "epochs is 0, expected 1 or more"),
         (["--ema", "1"], "ema is 1.0, expected a decay in [0, 1)"),
@@ -256,9 +269,25 @@ def test_a_section_may_be_a_file_on_the_command_line(form, tmp_path, monkeypatch
     path = recipe(tmp_path, "epochs: 3")
     Path("sgd.yaml").write_text("lr: 0.7")
     assert load_recipe(path, [*form, "--optimizer.momentum", "0.6"]).optimizer == OptimizerConfig(lr=0.7, momentum=0.6)
+    assert load_recipe(path, ["--experiment", "sgd.yaml"]).experiment == "sgd.yaml"
+    assert load_recipe(path, [*form, "--epochs", "4"]).epochs == 4
     Path("sgd.yaml").write_text("[&a [1], *a]")
     with pytest.raises(ConfigError, match=r"sgd\.yaml is not YAML: it has an alias"):
         load_recipe(path, form)
+
+
+def test_a_command_line_may_have_options_of_its_own_and_name_the_recipe(tmp_path):
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    add_options(parser)
+    parser.add_argument("recipe_file", nargs="?")
+    parser.add_argument("--device", default="auto")
+    path = recipe(tmp_path, "epochs: 3\nseed: 5")
+    config, others = parse_options(parser, [str(path), "--epochs", "4", "--device", "cpu"])
+    assert config == Config(epochs=4, seed=5)
+    assert vars(others) == {"recipe_file": str(path), "device": "cpu"}
+    config, others = parse_options(parser, ["--seed=7"])
+    assert config == Config(seed=7)
+    assert vars(others) == {"recipe_file": None, "device": "auto"}
 
 
 def test_dashes_in_the_names_of_options_are_underscores_and_elsewhere_they_stay(tmp_path):
