@@ -163,6 +163,35 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, messa
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: many", "epochs is 'many', expected int"),
+        ("budget: many", "budget is 'many', expected one of: int, null"),
+        ("tta: twice", "tta is 'twice', expected one of none, flip, flip-shift, crops"),
+        ("model: {width: wide}", "model.width is 'wide', expected one of: int, one of auto, null"),
+        ("model: {stages: [3]}", "model.stages is '[3]', expected one of: list[StageConfig], null"),
+        (
+            "model: {name: residual, stages: [{widht: 3}]}",
+            "model.stages is \"[{'widht': 3}]\", expected one of: list[StageConfig], null; "
+            "Option 'widht' is not accepted",
+        ),
+        ("model: {name: residual, stages: [{depth: 0}]}", "model.stages.depth is 0, expected 1 or more"),
+        (
+            "model: {name: residual, stages: [{se: 1, eca: true}]}",
+            "model.stages has more than one of se, eca and cbam: a block has one gate at most",
+        ),
+        (
+            "optimizer: nowhere.yaml",
+            "optimizer is 'nowhere.yaml', expected options of its own, or a file that holds them",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_is_said_in_the_words_of_a_recipe(text, message, tmp_path):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        load_recipe(recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--optimizer.momemtum", "1"], "--optimizer.momemtum is not an option (did you mean --optimizer.momentum?)"),
@@ -274,6 +303,11 @@ def test_a_section_may_be_a_file_on_the_command_line(form, tmp_path, monkeypatch
     Path("sgd.yaml").write_text("[&a [1], *a]")
     with pytest.raises(ConfigError, match=r"sgd\.yaml is not YAML: it has an alias"):
         load_recipe(path, form)
+
+
+@pytest.mark.parametrize("form", [["--optimizer", "{lr: 0.7}"], ["--optimizer={lr: 0.7}"]])
+def test_a_section_may_be_written_out_on_the_command_line(form, tmp_path):
+    assert load_recipe(recipe(tmp_path, "epochs: 3"), form).optimizer == OptimizerConfig(lr=0.7)
 
 
 def test_a_command_line_may_have_options_of_its_own_and_name_the_recipe(tmp_path):

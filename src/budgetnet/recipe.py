@@ -236,6 +236,9 @@ def _readable(message: str) -> str:
     message = re.sub(r"(?:Parser key|Problem with given class_path) \"([\w.]+)\":?", r"\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
+    stage = re.match(r"Does not validate .*? Errors: - (model\.stages.*) - Expected a NoneType", message)
+    if stage:
+        return stage[1]
     unread = re.match(r"([\w.]+): (?:Unable to load config|Importing) '(.*?)'", message)
     if unread:
         return f"{unread[1]} is {unread[2]!r}, expected options of its own, or a file that holds them"
