@@ -233,6 +233,7 @@ def test_a_recipe_is_a_file_or_one_that_budgetnet_brings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe(Path("quick")) == find_recipe(Path("quick.yaml")) == BROUGHT / "quick.yaml"
     assert find_recipe(Path("unknown")) == Path("unknown")
+    assert load_recipe(Path("quick")) == load_recipe(BROUGHT / "quick.yaml") != Config()
     for elsewhere in ("nowhere/quick.yaml", "nowhere/quick", "quick.txt"):
         with pytest.raises(ConfigError, match=rf"^{elsewhere} is not there; `quick` alone is the recipe of that name"):
             find_recipe(Path(elsewhere))
