@@ -7,10 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from budgetnet.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, StageConfig, to_yaml
 from budgetnet.errors import ConfigError
-from budgetnet.recipe import BROUGHT, config_from_record, find_recipe, load_recipe, require_option, run_folder
+from budgetnet.recipe import (
+    BROUGHT,
+    add_options,
+    config_from_record,
+    find_recipe,
+    load_recipe,
+    parse_options,
+    require_option,
+    run_folder,
+)
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -141,6 +151,7 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("batch_size: 1", "batch_size is 1, expected 2 or more"),
         ("- a list", "holds a list, expected the options of a recipe"),
         ("a: [", "is not YAML"),
+        ("model: 1e400", ""),  # which the parser takes for infinity, and tells so in many words
         ("epochs: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
@@ -152,9 +163,40 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, messa
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: many", "epochs is 'many', expected int"),
+        ("budget: many", "budget is 'many', expected one of: int, null"),
+        ("tta: twice", "tta is 'twice', expected one of none, flip, flip-shift, crops"),
+        ("model: {width: wide}", "model.width is 'wide', expected one of: int, one of auto, null"),
+        ("model: {stages: [3]}", "model.stages is '[3]', expected one of: list[StageConfig], null"),
+        (
+            "model: {name: residual, stages: [{widht: 3}]}",
+            "model.stages is \"[{'widht': 3}]\", expected one of: list[StageConfig], null; "
+            "Option 'widht' is not accepted",
+        ),
+        ("model: {name: residual, stages: [{depth: 0}]}", "model.stages.depth is 0, expected 1 or more"),
+        (
+            "model: {name: residual, stages: [{se: 1, eca: true}]}",
+            "model.stages has more than one of se, eca and cbam: a block has one gate at most",
+        ),
+        (
+            "optimizer: nowhere.yaml",
+            "optimizer is 'nowhere.yaml', expected options of its own, or a file that holds them",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_is_said_in_the_words_of_a_recipe(text, message, tmp_path):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        load_recipe(recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--optimizer.momemtum", "1"], "--optimizer.momemtum is not an option (did you mean --optimizer.momentum?)"),
+        (["--experiment", "[&a 1, *a]"], "the command line: '[&a 1, *a]' cannot be a value: it has an alias"),
+        (["--hepl"], "--hepl is not an option (did you mean --help?)"),
         (["--epochs"], "--epochs"),
         (["--epochs", "0"], "epochs is 0, expected 1 or more"),
         (["--ema", "1"], "ema is 1.0, expected a decay in [0, 1)"),
@@ -191,6 +233,7 @@ def test_a_recipe_is_a_file_or_one_that_budgetnet_brings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe(Path("quick")) == find_recipe(Path("quick.yaml")) == BROUGHT / "quick.yaml"
     assert find_recipe(Path("unknown")) == Path("unknown")
+    assert load_recipe(Path("quick")) == load_recipe(BROUGHT / "quick.yaml") != Config()
     for elsewhere in ("nowhere/quick.yaml", "nowhere/quick", "quick.txt"):
         with pytest.raises(ConfigError, match=rf"^{elsewhere} is not there; `quick` alone is the recipe of that name"):
             find_recipe(Path(elsewhere))
@@ -256,9 +299,30 @@ def test_a_section_may_be_a_file_on_the_command_line(form, tmp_path, monkeypatch
     path = recipe(tmp_path, "epochs: 3")
     Path("sgd.yaml").write_text("lr: 0.7")
     assert load_recipe(path, [*form, "--optimizer.momentum", "0.6"]).optimizer == OptimizerConfig(lr=0.7, momentum=0.6)
+    assert load_recipe(path, ["--experiment", "sgd.yaml"]).experiment == "sgd.yaml"
+    assert load_recipe(path, [*form, "--epochs", "4"]).epochs == 4
     Path("sgd.yaml").write_text("[&a [1], *a]")
     with pytest.raises(ConfigError, match=r"sgd\.yaml is not YAML: it has an alias"):
         load_recipe(path, form)
+
+
+@pytest.mark.parametrize("form", [["--optimizer", "{lr: 0.7}"], ["--optimizer={lr: 0.7}"]])
+def test_a_section_may_be_written_out_on_the_command_line(form, tmp_path):
+    assert load_recipe(recipe(tmp_path, "epochs: 3"), form).optimizer == OptimizerConfig(lr=0.7)
+
+
+def test_a_command_line_may_have_options_of_its_own_and_name_the_recipe(tmp_path):
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    add_options(parser)
+    parser.add_argument("recipe_file", nargs="?")
+    parser.add_argument("--device", default="auto")
+    path = recipe(tmp_path, "epochs: 3\nseed: 5")
+    config, others = parse_options(parser, [str(path), "--epochs", "4", "--device", "cpu"])
+    assert config == Config(epochs=4, seed=5)
+    assert vars(others) == {"recipe_file": str(path), "device": "cpu"}
+    config, others = parse_options(parser, ["--seed=7"])
+    assert config == Config(seed=7)
+    assert vars(others) == {"recipe_file": None, "device": "auto"}
 
 
 def test_dashes_in_the_names_of_options_are_underscores_and_elsewhere_they_stay(tmp_path):

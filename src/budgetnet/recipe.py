@@ -97,7 +97,7 @@ def add_options(parser: ArgumentParser) -> None:
         import_path_allowlist=[f"{StageConfig.__module__}.{StageConfig.__name__}"],
     )
     action = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
-    parser.add_argument("--recipe", action=action, help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", action=action)
     parser.add_class_arguments(Config)
 
 
@@ -117,7 +117,7 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Con
     """
     arguments = [_underscored(argument) for argument in arguments]
     known = parser.get_defaults()
-    options = set(known.keys()) | {"help", "recipe"}
+    options = {*known.keys(), "help"}
     for argument in arguments:
         name = argument[2:].partition("=")[0]
         if argument.startswith("--") and not any(option == name or option.startswith(name + ".") for option in options):
@@ -194,7 +194,7 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
             raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
         if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
             raise ConfigError(f"{source}: {name} is null, expected a value, or no such line")
-    return ["--recipe", yaml.safe_dump(content)] if content else []
+    return ["--recipe", yaml.safe_dump(content)]
 
 
 def _with_files(arguments: Sequence[str]) -> list[str]:
@@ -203,7 +203,7 @@ def _with_files(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         option = (name or (found[-1] if found else "")).removeprefix("--")
-        if is_dataclass(get_type_hints(Config).get(option)) and value and os.path.isfile(value):
+        if is_dataclass(get_type_hints(Config).get(option)) and os.path.isfile(value):
             read_yaml(Path(value))  # for what it refuses
             value = os.path.abspath(value)
         found.append(name + equals + value)
@@ -236,6 +236,9 @@ def _readable(message: str) -> str:
     message = re.sub(r"(?:Parser key|Problem with given class_path) \"([\w.]+)\":?", r"\1:", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
+    stage = re.match(r"Does not validate .*? Errors: - (model\.stages.*) - Expected a NoneType", message)
+    if stage:
+        return stage[1]
     unread = re.match(r"([\w.]+): (?:Unable to load config|Importing) '(.*?)'", message)
     if unread:
         return f"{unread[1]} is {unread[2]!r}, expected options of its own, or a file that holds them"
