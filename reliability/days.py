@@ -3,10 +3,10 @@
     python reliability/days.py [--tries N] [--seed N]
 
 A tiny network is trained on digits under a real MLflow server whose door fails from some request on, or whose database
-another writer locks. A try counts as survived if the fault struck and there was one warning of it, weights and metrics
-equal those of an undisturbed run bit for bit, no epoch waited for the server, and afterwards, the server being well,
-`track` leaves one MLflow run with every epoch's metrics once, all parameters, files, one model, and the status
-FINISHED; a second `track` changes nothing.
+another writer locks. A try counts as survived if the fault struck and there was one warning of it (or none, where half
+of an answer said enough), weights and metrics equal those of an undisturbed run bit for bit, no epoch waited for the
+server, and afterwards, the server being well, `track` leaves one MLflow run with every epoch's metrics once, all
+parameters, files, one model, and the status FINISHED; a second `track` changes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import random
 import sqlite3
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -130,7 +131,9 @@ def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undis
         train(TINY, run, progress=told)
         gate.recover()
     wrong = differences(run, undisturbed)
-    if len(told.warnings) != 1:
+    # Half of an answer that has no more to say than that all is well does no harm.
+    harmless = kind == "half" and not told.warnings and not incomplete(stored(gate.uri, run), run)
+    if len(told.warnings) != 1 and not harmless:
         wrong.append(f"{len(told.warnings)} warnings instead of one")
     if Timed.longest > WAITED:
         wrong.append(f"an epoch waited {Timed.longest:.2f} s")
@@ -156,7 +159,7 @@ def main() -> None:
     # Shorter than a user has them, so that a server that hangs costs the campaign seconds.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
     mlclient.OPEN_SECONDS, mlclient.CALL_SECONDS, mlclient.UPLOAD_SECONDS = 4.0, 3.0, 6.0
-    train.Tracker = Timed  # type: ignore[misc]
+    vars(sys.modules["budgetnet.train"])["Tracker"] = Timed  # which the function of that name hides
     began = time.monotonic()
     survived: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:

@@ -446,6 +446,27 @@ def test_a_run_trained_without_tracking_can_be_sent(server, run, monkeypatch):
     assert_complete(uri, run)
 
 
+def test_half_an_answer_about_a_run_does_not_keep_it_from_being_sent_later_by_the_same_process(
+    server, run, monkeypatch
+):
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server}")
+    whole, told = TrackingServiceClient.get_run, []
+
+    def half(client, run_id):
+        found = whole(client, run_id)
+        found.info._artifact_uri = ""  # as MLflow reads an answer without its end
+        return found
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TrackingServiceClient, "get_run", half)
+        train(run, Tracker(run, experiment="digits", warn=told.append), [1, 2, 3])
+    assert len(told) == 1
+    send(run, load_classifier=load_classifier, warn=no_warning)
+    assert_complete(f"http://127.0.0.1:{server}", run)
+
+
 def test_an_unfinished_run_is_sent_as_killed_without_a_model_and_says_so(server, run, monkeypatch):
     train(run, Tracker(run, experiment="digits", warn=no_warning, enabled=False), [1, 2], finish=False)
     uri = f"http://127.0.0.1:{server}"

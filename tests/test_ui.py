@@ -1,5 +1,6 @@
 """MLflow's own page, by `budgetnet ui`: for this machine alone, in one process, and with all that a run has sent."""
 
+import contextlib
 import os
 import re
 import signal
@@ -121,8 +122,8 @@ def work(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def served(work):
+@contextlib.contextmanager
+def serving(work):
     """The process that shows the store, its address, and the file in which attempts to reach the network are noted."""
     log = work / "refused"
     log.touch()
@@ -144,6 +145,13 @@ def served(work):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def served(work):
+    """What `serving` gives, for all tests but that which ends it."""
+    with serving(work) as found:
+        yield found
 
 
 def run_page(work, url, tab=""):
@@ -231,11 +239,10 @@ def test_the_report_among_the_artifacts_is_shown_with_its_curves_and_images(page
     assert report.locator("#wrong img").first.evaluate("image => image.naturalWidth") == 32
 
 
-def test_ctrl_c_ends_it_and_says_so(served):
-    """The last, as nothing is served afterwards."""
-    process, url, log = served
-    process.send_signal(signal.SIGINT)
-    output, error = process.communicate(timeout=30)
+def test_ctrl_c_ends_it_and_says_so(work):
+    with serving(work) as (process, url, log):
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=30)
     assert (output, error, process.returncode) == ("", "budgetnet: interrupted\n", 130)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}/health", timeout=30)

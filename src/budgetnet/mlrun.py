@@ -70,6 +70,9 @@ class Copy:
         self._client = client
         self._experiment_id = experiment_id
         found = client.get_run(run_id)
+        if not found.info.artifact_uri:  # half an answer, which MLflow takes for a run without anything
+            raise ConnectionError("the answer to what the run holds broke off")
+        self._place = found.info.artifact_uri
         self._status = str(found.info.status)
         self._params = dict(found.data.params)
         self._tags = dict(found.data.tags)
@@ -175,11 +178,18 @@ class Copy:
         clock = max((row.get("seconds", 0.0) for row in rows), default=0.0)
 
         def values_and_files() -> None:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
             self.rows(rows)
             self._log([(f"final/{name}", float(value), last, clock) for name, value in final.items()])
             self.describe({}, tags, changes=False)
+            # Not by `log_artifact`, which asks where that is, and keeps for good what half an answer said.
+            place: Any = get_artifact_repository(self._place, tracking_uri=self._client.tracking_uri)
             for file in files:
-                self._client.log_artifact(self.run_id, str(file))
+                if file.is_dir():
+                    place.log_artifacts(str(file), file.name)
+                else:
+                    place.log_artifact(str(file))
 
         within(seconds, values_and_files)
         if classifier is not None:
