@@ -135,6 +135,8 @@ def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undis
     harmless = kind == "half" and not told.warnings and not incomplete(stored(gate.uri, run), run)
     if len(told.warnings) != 1 and not harmless:
         wrong.append(f"{len(told.warnings)} warnings instead of one")
+    if not Timed.longest:
+        wrong.append("no epoch was timed")
     if Timed.longest > WAITED:
         wrong.append(f"an epoch waited {Timed.longest:.2f} s")
     for _ in range(2):

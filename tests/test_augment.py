@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from photos import photos, quickly, rng, seeds
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,16 +34,6 @@ REFERENCE = AugmentConfig(
     erase_p=0.5,
     erase_value=(0.042, 0.090, 0.268),
 )
-seeds = st.integers(0, 2**32)
-quickly = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def rng(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def photos(n: int, c: int = 3, h: int = 8, w: int = 8, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=rng(seed))
 
 
 EVERY_FUNCTION: dict[str, Callable[[Tensor, Generator], Tensor]] = {

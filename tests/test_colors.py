@@ -8,18 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from photos import photos, rng
 from PIL import Image, ImageEnhance
-from torch import Generator, Tensor
+from torch import Tensor
 
 from budgetnet.colors import adjust_color, color_jitter
-
-
-def rng(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def photos(n: int, c: int = 3, h: int = 8, w: int = 8, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=rng(seed))
 
 
 def smooth_photos(n: int, h: int = 16, w: int = 16, seed: int = 0) -> Tensor:

@@ -7,25 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from photos import photos, quickly, rng, seeds, sizes
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from budgetnet.geometry import alternating_flip, crop, random_crop, random_flip, rotate, turn
-
-sizes = st.integers(3, 9)
-seeds = st.integers(0, 2**32)
-quickly = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def rng(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
-
-
-def photos(n: int, c: int = 3, h: int = 8, w: int = 8, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=rng(seed))
-
 
 # Crop
 

@@ -179,12 +179,15 @@ class Copy:
 
         def values_and_files() -> None:
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+            from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
             self.rows(rows)
             self._log([(f"final/{name}", float(value), last, clock) for name, value in final.items()])
             self.describe({}, tags, changes=False)
             # Not by `log_artifact`, which asks where that is, and keeps for good what half an answer said.
-            place: Any = get_artifact_repository(self._place, tracking_uri=self._client.tracking_uri)
+            store = self._client.tracking_uri
+            at = add_databricks_profile_info_to_artifact_uri(self._place, store)
+            place: Any = get_artifact_repository(at, tracking_uri=store)
             for file in files:
                 if file.is_dir():
                     place.log_artifacts(str(file), file.name)

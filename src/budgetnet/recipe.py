@@ -198,7 +198,7 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
 
 
 def _with_files(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which the files that sections are read from have their whole names, as the parser needs them."""
+    """Arguments in which the files that sections are read from have absolute paths, as the parser needs them."""
     found: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
