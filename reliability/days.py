@@ -118,8 +118,8 @@ def incomplete(found: dict[str, Any], run: Path) -> list[str]:
     return wrong + ([] if "data_checksum" in found["tags"] else ["tags"])
 
 
-def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undisturbed: Path) -> list[str]:
-    """Train under one fault, mend the server, complete the record; what is wrong afterwards."""
+def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undisturbed: Path) -> list[str] | None:
+    """Train under one fault, mend the server, complete the record; what is wrong afterwards, or None if none struck."""
     run = folder / "run"
     with contextlib.ExitStack() as stack:
         if kind == "locked":
@@ -129,7 +129,9 @@ def a_try(kind: str, after: int, folder: Path, gate: Gate, database: Path, undis
             gate.fail(kind, after=after)
         Timed.longest, told = 0.0, Quiet()
         train(TINY, run, progress=told)
-        gate.recover()
+        struck = gate.recover() or kind == "locked"
+    if not struck:
+        return None
     wrong = differences(run, undisturbed)
     # Half of an answer that has no more to say than that all is well does no harm.
     harmless = kind == "half" and not told.warnings and not incomplete(stored(gate.uri, run), run)
@@ -169,18 +171,19 @@ def main() -> None:
         train(TINY, root / "undisturbed", track=False)
         (root / "server").mkdir()
         with serving(root / "server") as port:
-            gate = Gate(port)
+            gate, database = Gate(port), root / "server" / "mlflow.db"
             os.environ["MLFLOW_TRACKING_URI"] = gate.uri
             try:
                 before = gate.requests
                 train(TINY, root / "well")
                 requests = gate.requests - before
-                for number in range(options.tries):
+                for _ in range(options.tries):
                     for kind in KINDS:
-                        after = rng.randrange(requests * 9 // 10)  # their number varies a little
-                        folder = root / f"{kind}-{number}"
-                        folder.mkdir()
-                        wrong = a_try(kind, after, folder, gate, root / "server" / "mlflow.db", root / "undisturbed")
+                        wrong = None
+                        while wrong is None:  # the number of requests varies, and some come too late to strike
+                            after = rng.randrange(requests)
+                            folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=root))
+                            wrong = a_try(kind, after, folder, gate, database, root / "undisturbed")
                         survived[kind] += not wrong
                         print(f"{kind} after {after} requests: {'; '.join(wrong) or 'survived'}", flush=True)
             finally:

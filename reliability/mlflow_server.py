@@ -137,12 +137,13 @@ class Gate:
         if fault == "shut":
             self._close()
 
-    def recover(self) -> None:
-        """End the fault, or what was to begin."""
+    def recover(self) -> bool:
+        """End the fault, or what was to begin; whether it had begun."""
         was, self._fault, self._after = self._fault, "", None
         self._well.set()
         if was == "shut":
             self._listen()
+        return was != ""
 
     def close(self) -> None:
         """Be no more."""

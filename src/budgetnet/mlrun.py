@@ -186,7 +186,7 @@ class Copy:
             self.describe({}, tags, changes=False)
             # Not by `log_artifact`, which asks where that is, and keeps for good what half an answer said.
             store = self._client.tracking_uri
-            at = add_databricks_profile_info_to_artifact_uri(self._place, store)
+            at = add_databricks_profile_info_to_artifact_uri(self._place, store)  # type: ignore[no-untyped-call]
             place: Any = get_artifact_repository(at, tracking_uri=store)
             for file in files:
                 if file.is_dir():
