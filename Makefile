@@ -77,6 +77,7 @@ soak: $(INSTALLED) ## campaigns of faults, in hours; writes docs/reliability.md
 	$(BIN)/python reliability/storage.py
 	$(BIN)/python reliability/days.py
 	$(BIN)/python reliability/hostile.py
+	$(BIN)/python reliability/orders.py
 	$(BIN)/python reliability/faults.py
 
 clean: ## what was made, but for .venv, data and runs

@@ -849,7 +849,9 @@ def test_cifar10_is_verified_described_and_trained_on(real_data, tmp_path, capsy
         "0.26159",
     ]
     assert main(["data", "verify", str(real_data)]) == 0
-    assert "CIFAR-10 Python batches" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "CIFAR-10 Python batches" in said
+    assert "50,000 training and 10,000 test images of 10 classes, structure right" in " ".join(said.split())
     options = ["--dataset", "cifar10", "--data", str(real_data), "--epochs", "1", "--no-track", "--batch-size", "256"]
     assert (
         main(["train", SMOKE, *options, "--val-size", "1000", "--train-size", "1000", "--no-report", "--output", "run"])

@@ -1,5 +1,6 @@
 """How many images a step may have, by what memory there is."""
 
+import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,14 @@ from budgetnet.train import train
 
 ELSEWHERE = torch.device("mps")  # where steps are tried; nothing is computed there
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_garbage():
+    """Each size that is tried collects garbage, which among all that other tests have imported takes half a second."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(("asked", "room", "expected"), [(500, 40, 31), (500, 500, 500), (128, 2, 2), (3, 2, 2)])

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 
 import numpy as np
-import pytest
 from samples import dump, random_batch, refused, write_binary_batches, write_cifar100, write_python_batches, write_tree
 
 from budgetnet import cifar, verification
@@ -61,11 +60,3 @@ def test_verify_refuses_what_is_broken_missing_or_empty(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     for place in (tmp_path, path.parent, path):
         refused(lambda place=place: verification.verify(place), path)
-
-
-@pytest.mark.real_data
-def test_verify_says_of_the_real_files_that_their_structure_is_right(real_data):
-    found = verification.verify(real_data / "cifar-10-batches-py")
-    assert found.kind == "CIFAR-10 Python batches"
-    assert found.images == 60_000
-    assert found.official is not None
