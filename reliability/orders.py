@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import faults
 
@@ -35,27 +35,24 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     Raises:
         RuntimeError: pytest did not come so far.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadfile", f"--junitxml={report}"]
-        order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
-        done = subprocess.run([*command, *order], cwd=folder)
-        if done.returncode not in (0, 1) or not report.exists():
-            raise RuntimeError(f"pytest ended with {done.returncode}, so that nothing is known of the tests")
-        (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    skipped = int(suite.attrib["skipped"])
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile"]
+    order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
+    began = time.monotonic()
+    with subprocess.Popen([*command, *order], cwd=folder, stdout=subprocess.PIPE, text=True) as running:
+        lines = []
+        for line in running.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line)
+    if running.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {running.returncode}, so that nothing is known of the tests")
+    count = dict.fromkeys(("passed", "skipped"), 0)
+    count |= {what: int(number) for number, what in re.findall(r"(\d+) (passed|skipped)\b", lines[-1])}
     return {
         "seed": seed,
         "commit": commit(folder),
-        "passed": int(suite.attrib["tests"]) - skipped - len(failed),
-        "skipped": skipped,
-        "failed": failed,
-        "minutes": round(float(suite.attrib["time"]) / 60, 1),
+        **count,
+        "failed": [found[1] for line in lines if (found := re.match(r"(?:FAILED|ERROR) (.+?)(?: - .*)?$", line))],
+        "minutes": round((time.monotonic() - began) / 60, 1),
     }
 
 

@@ -43,7 +43,7 @@ def project(tmp_path):
 def test_a_test_that_fails_after_another_fails_in_some_order_and_is_named(record, project):
     found = orders.campaign(project, 2)
     assert [one["seed"] for one in found] == [1, 2]
-    assert {tuple(one["failed"]) for one in found} == {(), ("test_order::test_two",)}
+    assert {tuple(one["failed"]) for one in found} == {(), ("test_order.py::test_two",)}
     assert all(one["passed"] + len(one["failed"]) == 3 for one in found)
     (fault,) = json.loads(record.read_text())["faults"]
     assert (fault["tried"], fault["survived"]) == (2, 1)

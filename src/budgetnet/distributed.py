@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +159,7 @@ class Processes(Group):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device
         self._norms_differ = False
+        self._connected: WeakSet[nn.parallel.DistributedDataParallel] = WeakSet()
 
     def connect(self, network: nn.Module, config: Config) -> Callable[[Tensor], Tensor]:
         """See `Group`; with `sync_norm`, the network has norms of the whole batch from here on."""
@@ -172,6 +174,7 @@ class Processes(Group):
                 broadcast_buffers=False,  # see average_norms
                 gradient_as_bucket_view=True,
             )
+        self._connected.add(parallel)
         if config.exchange == "bf16":
             parallel.register_comm_hook(None, lambda state, bucket: self._exchange_rounded(bucket))
         return parallel
@@ -238,7 +241,15 @@ class Processes(Group):
             self.agree(True)
 
     def leave(self) -> None:
-        """See `Group`."""
+        """See `Group`; it ends the group's threads.
+
+        One that lets go of a tensor while the interpreter ends would take the process down with it, by SIGABRT. They
+        end with the last that refers to the group, which may not be torch's reducer: it would wait for them with the
+        interpreter's lock, for which they wait.
+        """
+        for parallel in self._connected:
+            del parallel.reducer, parallel.logger, parallel.process_group
+        self._connected.clear()
         if self._dist.is_initialized():
             self._dist.destroy_process_group()
 
@@ -266,6 +277,8 @@ def join(device: torch.device) -> Iterator[Group]:
     if launcher.size() == 1:
         yield Group()
         return
+    # Functions in there have whatever group there is by then as their default, and would keep it for good.
+    import torch._dynamo
     import torch.distributed
 
     dist: Any = torch.distributed  # parts of which it does not declare
@@ -297,8 +310,6 @@ def join(device: torch.device) -> Iterator[Group]:
             ) from error
         raise
     finally:
-        # Its threads may still be letting go of what was last exchanged, and one that does so while the interpreter
-        # ends takes the process down with it, by SIGABRT.
         group.leave()
 
 
