@@ -21,8 +21,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## train, test and submit on data that needs no download
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+test: $(INSTALLED) ## all tests, and which ten took longest
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
 lint: $(INSTALLED) ## style, and the form of the code
 	$(BIN)/ruff check .

@@ -1,11 +1,16 @@
-"""Imports follow the flow of the data, nothing heavy is imported before it is needed, and what is long says why."""
+"""Imports follow the flow of the data, what is long says why, no module has state, a flag is read in one place."""
 
 import ast
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+
+from budgetnet.config import Config
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs" / "images"))
@@ -105,3 +110,69 @@ def test_what_is_too_long_would_be_noticed():
     assert too_long("x = 1\n" * 500) == []
     assert too_long("x = 1\n" * 501) == ["the module has 501 lines"]
     assert too_long("# long: a table\n" + "x = 1\n" * 500) == []
+
+
+# ---------------------------------------------------------------------------------------------------- state and flags
+
+
+def globals_changed(text: str) -> list[str]:
+    """Where a function changes what belongs to its module: `global`, an item, an attribute, a method that changes."""
+    tree = ast.parse(text)
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
+    own = {target.id for target in targets if isinstance(target, ast.Name)}
+    changing = {name for kind in (list, dict, set) for name in dir(kind) if name[0] != "_"} - {
+        name for kind in (tuple, frozenset) for name in dir(kind)
+    }
+    changing -= {"get", "items", "keys", "values", "fromkeys"}
+
+    def changes(node: ast.AST) -> bool:
+        if isinstance(node, ast.Global):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in changing:
+            changed = node.func.value
+        elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            changed = node.value
+        else:
+            return False
+        return isinstance(changed, ast.Name) and changed.id in own
+
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [ast.unparse(node) for function in functions for node in ast.walk(function) if changes(node)]
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_function_changes_what_belongs_to_its_module(path):
+    assert globals_changed(path.read_text()) == []
+
+
+def test_a_changed_global_would_be_noticed():
+    before = "KNOWN: dict[str, int] = {}\nORDER = []\n"
+    for line in ("KNOWN['a'] = 1", "del KNOWN['a']", "KNOWN.clear()", "ORDER.append(1)", "ORDER.last = 1"):
+        assert len(globals_changed(f"{before}def f():\n    {line}\n")) == 1
+    assert globals_changed(f"{before}def f():\n    global ORDER\n    ORDER = []\n") == ["global ORDER"]
+    for line in ("return KNOWN['a']", "own = []\n    own.append(1)", "return KNOWN.get('a')", "return ORDER.index(1)"):
+        assert globals_changed(f"{before}def f():\n    {line}\n") == []
+
+
+def flags(kind: type) -> Iterator[str]:
+    """The options of a recipe that are yes or no."""
+    for name, hint in get_type_hints(kind).items():
+        if hint is bool:
+            yield name
+        if is_dataclass(hint):
+            yield from flags(hint)
+
+
+def test_a_flag_of_a_recipe_is_read_in_one_module():
+    checked_in = {SOURCE / "config.py", SOURCE / "sections.py"}
+    read = {flag: set() for flag in flags(Config)}
+    for path in {*SOURCE.rglob("*.py")} - checked_in:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and node.attr in read:
+                owner = ast.unparse(node.value).rpartition(".")[2]
+                if owner in ("config", "base", "augment", "optimizer", "distill", "model"):
+                    read[node.attr].add(path.name)
+    # Whether there is a test, what may start from it, and what is said of it: not one decision.
+    assert read.pop("train_on_test") == {"train.py", "start.py", "recorder.py", "progress.py"}
+    assert {flag: len(modules) for flag, modules in read.items()} == dict.fromkeys(read, 1)

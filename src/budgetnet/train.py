@@ -335,9 +335,7 @@ def _test(training: Training, dataset: Dataset, run: Path, wanted: bool) -> dict
     """The scores of the chosen weights by views, where wanted: the one time that the test images are looked at."""
     config, group = training.config, training.group
     best = group.lead(lambda: checkpoint.load_classifier(run))
-    network = best.network.to(training.device)
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = best.network.to(device=training.device, memory_format=training.layout)  # type: ignore[call-overload]
     scores: dict[str, dict[str, Any]] = {}
     for tta in dict.fromkeys(("none", config.tta)) if wanted else {}:
         predict = partial(_predict, network, mean=best.mean, std=best.std, config=config, tta=tta)
