@@ -71,7 +71,6 @@ def table() -> str:
     """README's table: a row for each record of trainings."""
     columns = [
         "recipe",
-        "data",
         "network",
         "parameters",
         "test accuracy",
@@ -79,7 +78,6 @@ def table() -> str:
         "minutes",
         "seeds",
         "hardware",
-        "record",
     ]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for path in sorted(HERE.glob("*.json")):
@@ -89,8 +87,7 @@ def table() -> str:
         first, spread = found["runs"][0], found["spread"]
         config = yaml.safe_load(found["config"])
         cells = [
-            f"`{path.stem}`",
-            config["dataset"],
+            f"[`{path.stem}`](results/{path.name})",
             f"`{config['model']['name']}`",
             f"{first['parameters']:,}",
             _percent(spread["test_accuracy"]) if "test_accuracy" in spread else "none: trained on",
@@ -98,7 +95,6 @@ def table() -> str:
             f"{spread['minutes']['mean']:.1f}",
             str(spread["minutes"]["n"]),
             _hardware(first["hardware"]),
-            f"[{path.name}](results/{path.name})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     submissions = [f"- {_submission(path)}" for path in sorted(HERE.glob("*.json"))]
