@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from budgetnet import evaluate
 from budgetnet.engine import compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, DataError
 from budgetnet.evaluate import (
@@ -157,6 +158,30 @@ def test_an_autocast_around_the_call_changes_nothing():
     assert torch.equal(inside, predict_logits(network, images, MEAN, STD))
 
 
+def test_nothing_is_kept_for_a_backward_pass():
+    network, seen = a_network(), []
+    network.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
+    predict_logits(network, some_images(2), MEAN, STD)
+    assert seen == [True]
+
+
+def test_on_an_accelerator_images_go_256_at_a_time_in_their_order():
+    passes = evaluate._passes_of_one_size(some_images(300), torch.device("cuda"))
+    assert [size for size, _, _ in passes] == [256, 256]
+    assert torch.equal(torch.cat([chosen for _, chosen, _ in passes]), torch.arange(300))
+    assert torch.equal(torch.cat([places for _, _, places in passes]), torch.arange(300) % 256)
+
+
+def test_weights_of_neither_memory_format_are_given_images_in_the_usual_one():
+    network, seen = a_network(channels_last=True), []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight = nn.Parameter(module.weight.detach().transpose(2, 3))
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    predict_logits(network, some_images(2), MEAN, STD)
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_network_is_given_images_in_the_memory_format_of_its_weights(channels_last):
     network, seen = a_network(channels_last), []
@@ -176,6 +201,10 @@ def test_an_unknown_tta_and_images_that_are_not_uint8_are_refused():
         predict_logits(a_network(), some_images(1), MEAN, STD, tta="twice")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected torch\.uint8"):
         predict_logits(a_network(), some_images(1).float(), MEAN, STD)
+    with pytest.raises(
+        ValueError, match=r"^images are torch\.uint8 \(3, 20, 24\), expected torch\.uint8 \(n, c, h, w\)"
+    ):
+        predict_logits(a_network(), some_images(1)[0], MEAN, STD)
 
 
 def test_an_engine_stands_for_its_network_also_with_no_images():
@@ -191,13 +220,14 @@ def test_an_engine_takes_no_precision():
         predict_logits(engine, some_images(1), MEAN, STD, precision=torch.bfloat16)
 
 
-def test_a_precision_is_what_the_network_computes_in_and_32_bits_are_none():
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_precision_is_what_the_network_computes_in_and_32_bits_are_none(precision):
     network, images = a_network(), some_images(3)
     seen = []
     network[-1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    narrow = predict_logits(network, images, MEAN, STD, precision=torch.bfloat16)
+    narrow = predict_logits(network, images, MEAN, STD, precision=precision)
     plain = [predict_logits(network, images, MEAN, STD, precision=what) for what in (None, torch.float32)]
-    assert set(seen[:1]) == {torch.bfloat16}
+    assert set(seen[:1]) == {precision}
     assert set(seen[-2:]) == {torch.float32}
     assert narrow.dtype == torch.float32
     assert torch.equal(*plain)
@@ -344,7 +374,7 @@ def test_labels_that_no_class_has_and_no_images_at_all_are_refused_in_one_line(l
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match=r"logits are \(2, 3\) and labels \(1,\), expected"):
         score(torch.zeros(2, 3), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"logits are \(2,\) and labels \(2,\), expected"):
         score(torch.zeros(2), torch.tensor([0, 1]))
@@ -373,7 +403,9 @@ def test_a_rendering_names_the_scores_fits_80_columns_and_has_no_control_charact
 def test_a_rendering_shows_the_whole_confusion_matrix_of_ten_classes():
     logits, labels = random_case(5000, 10, 0)
     scores = score(logits, labels)
-    rows = render(scores, [f"class{i}" for i in range(10)]).split("\n")[-10:]
+    lines = render(scores, [f"class{i}" for i in range(10)]).split("\n")
+    assert lines[5] == "  class   precision    recall    images"
+    rows = lines[-10:]
     assert [[0 if cell == "." else int(cell) for cell in row.split()[2:]] for row in rows] == [
         list(row) for row in scores.confusion
     ]
@@ -439,6 +471,13 @@ def test_of_more_than_twenty_classes_those_of_lowest_recall_are_listed_in_their_
     assert lines[-1] == "        1  name20 -> name3"
 
 
+def test_a_confusion_that_is_not_listed_takes_no_room():
+    true = torch.arange(1, 25)
+    names = ["name0", *(f"name{i}" for i in range(1, 21)), *["a name of more columns"] * 4]
+    lines = render(score_labels(torch.zeros(24, dtype=torch.long), true, 25), names).split("\n")
+    assert lines[-20:] == [f"        1  {f'name{i}':6} -> name0" for i in range(1, 21)]
+
+
 def test_twenty_classes_are_all_listed_and_a_matrix_is_shown_where_80_columns_hold_it():
     labels = torch.arange(20)
     scores = score_labels(labels, labels, 20)
@@ -484,6 +523,12 @@ def test_the_bins_of_a_reliability_diagram_equal_a_loop_and_add_up_to_the_calibr
     error = sum(each.images * abs(each.confidence - each.accuracy) for each in found if each.images) / 500
     assert error == pytest.approx(score(logits, labels).ece)
     assert any(not each.images for each in found)
+
+
+def test_the_bins_of_narrow_logits_are_computed_in_64_bits():
+    logits, labels = random_case(200, 5, 1)
+    narrow = logits.float().requires_grad_()
+    assert reliability(narrow, labels.to(torch.int32)) == reliability(narrow.detach().double(), labels)
 
 
 @pytest.mark.parametrize("edge", range(8, 15))

@@ -145,7 +145,7 @@ def _passes_of_one_size(images: Tensor, device: torch.device) -> list[_Pass]:
 def _memory_format(network: nn.Module) -> torch.memory_format:
     for weight in network.parameters():
         # Weights of 1x1 convolutions are contiguous in both formats and tell nothing.
-        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
+        if weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
             return torch.channels_last
     return torch.contiguous_format
 
@@ -164,7 +164,7 @@ def _average_views(
         raise ValueError(f"tta is {tta!r}, expected none, {', '.join(SHIFTS)}")
     shares = SHARES[tta] if shares is None else shares
     height, width = inputs.shape[2:]
-    bordered = inputs if tta == "flip" else F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+    bordered = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
 
     def logits(down: int, right: int) -> Tensor:
         view = inputs
@@ -440,7 +440,7 @@ def render(scores: LabelScores, classes: Sequence[str]) -> str:
         recall = scores.recall[i]
         return 2.0 if recall is None else recall
 
-    listed = range(k) if k <= 20 else sorted(sorted(range(k), key=recall_of)[:20])
+    listed = sorted(sorted(range(k), key=recall_of)[:20])
     lines += ["", f"{head}  precision    recall    images"]
     lines += [
         f"{labels[i]}  {_percent(scores.precision[i]):>9} {_percent(scores.recall[i]):>9} {sum(scores.confusion[i]):9,}"
@@ -469,12 +469,14 @@ def _largest_confusions(scores: LabelScores, names: Sequence[str]) -> list[str]:
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-    width = max((cell_len(names[true]) for _, true, _ in pairs[:20]), default=0)
-    lines = ["most frequent confusions (images, true -> predicted)"] if pairs else ["no confusions"]
-    for count, true, predicted in pairs[:20]:
+    if not pairs:
+        return ["no confusions"]
+    most = sorted(pairs, key=lambda pair: -pair[0])[:20]  # those as frequent stay in the order of the classes
+    width = max(cell_len(names[true]) for _, true, _ in most)
+    lines = ["most frequent confusions (images, true -> predicted)"]
+    for count, true, predicted in most:
         true_name = fitted(names[true], min(width, 30))
-        predicted_name = names[predicted] if cell_len(names[predicted]) <= 30 else fitted(names[predicted], 30)
+        predicted_name = fitted(names[predicted], min(cell_len(names[predicted]), 30))
         lines.append(f"{count:9,}  {true_name} -> {predicted_name}")
     return lines
 
