@@ -183,7 +183,10 @@ class Training:
             strong: whether images are mixed, and augmented by more than crop and flip.
             part: of the batch that the loss is of, its images augmented and mixed as in the whole; None is all of it.
         """
-        torch.manual_seed(seed + (part.start if part else 0))  # for dropout, which draws from the global generator
+        # For dropout, which draws from the global generator. Where a CPU computes, of that alone: torch.manual_seed
+        # takes a trace of the stack for each kind of device that is not there.
+        seeded = torch.default_generator if self.device.type == "cpu" else torch
+        seeded.manual_seed(seed + (part.start if part else 0))
         x, y, labels, index = self._inputs(index, seed, strong, part)
         x = resize(x, size)
         precision = PRECISIONS[self.config.precision]
