@@ -57,11 +57,10 @@ def write(
         figures: what was measured on the way, by its name, with its unit.
         details: what else the record holds, which the table does not show.
     """
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     record = {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit(ROOT),
         "seconds": round(seconds, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -73,6 +72,12 @@ def write(
     path = RECORDS / f"{campaign}.json"
     atomic_write(path, (json.dumps(record, indent=1) + "\n").encode())
     return path
+
+
+def commit(folder: Path) -> str | None:
+    """What a checkout is at, with `-dirty` where it has been changed; None where git does not know."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def table() -> str:

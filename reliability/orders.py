@@ -1,6 +1,6 @@
 """All tests in orders drawn by chance, again and again: whether one passes may not depend on which ran before it.
 
-`python reliability/orders.py --runs 20` takes eight minutes a run, and goes on where it stopped: the record has each
+`python reliability/orders.py --runs 20` takes some ten minutes a run, and goes on where it stopped: the record has each
 run with its order's seed and the commit that was tested. `make shuffle SEED=7` is one of these orders.
 """
 
@@ -37,7 +37,7 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile"]
     order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
-    began = time.monotonic()
+    tested, began = faults.commit(folder), time.monotonic()
     with subprocess.Popen([*command, *order], cwd=folder, stdout=subprocess.PIPE, text=True) as running:
         lines = []
         for line in running.stdout or ():
@@ -45,21 +45,18 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
             lines.append(line)
     if running.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {running.returncode}, so that nothing is known of the tests")
+    failed = [found[1] for line in lines if (found := re.match(r"(?:FAILED|ERROR) (.+?)(?: - .*)?$", line))]
+    if bool(failed) != bool(running.returncode):
+        raise RuntimeError(f"pytest ended with {running.returncode}, but names {len(failed)} tests that failed")
     count = dict.fromkeys(("passed", "skipped"), 0)
     count |= {what: int(number) for number, what in re.findall(r"(\d+) (passed|skipped)\b", lines[-1])}
     return {
         "seed": seed,
-        "commit": commit(folder),
+        "commit": tested,
         **count,
-        "failed": [found[1] for line in lines if (found := re.match(r"(?:FAILED|ERROR) (.+?)(?: - .*)?$", line))],
+        "failed": failed,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
-
-
-def commit(folder: Path) -> str:
-    """What is tested."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def campaign(folder: Path, runs: int) -> Sequence[dict[str, Any]]:

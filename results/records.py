@@ -71,6 +71,7 @@ def table() -> str:
     """README's table: a row for each record of trainings."""
     columns = [
         "recipe",
+        "data",
         "network",
         "parameters",
         "test accuracy",
@@ -88,6 +89,7 @@ def table() -> str:
         config = yaml.safe_load(found["config"])
         cells = [
             f"[`{path.stem}`](results/{path.name})",
+            config["dataset"],
             f"`{config['model']['name']}`",
             f"{first['parameters']:,}",
             _percent(spread["test_accuracy"]) if "test_accuracy" in spread else "none: trained on",

@@ -62,4 +62,9 @@ def test_a_run_that_came_to_nothing_is_an_error_and_no_failure(record, project):
     (project / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     with pytest.raises(RuntimeError, match="pytest ended with 4"):
         orders.campaign(project, 1)
+    (project / "pytest.ini").write_text("[pytest]\n")
+    (project / "conftest.py").write_text("def pytest_sessionfinish(session):\n    session.exitstatus = 1\n")
+    (project / "test_order.py").write_text("def test_it():\n    pass\n")
+    with pytest.raises(RuntimeError, match="ended with 1, but names 0 tests that failed"):
+        orders.campaign(project, 1)
     assert not record.exists()
