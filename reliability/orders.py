@@ -37,7 +37,7 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile"]
     order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
-    tested, began = faults.commit(folder), time.monotonic()
+    began = time.monotonic()
     with subprocess.Popen([*command, *order], cwd=folder, stdout=subprocess.PIPE, text=True) as running:
         lines = []
         for line in running.stdout or ():
@@ -52,7 +52,6 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     count |= {what: int(number) for number, what in re.findall(r"(\d+) (passed|skipped)\b", lines[-1])}
     return {
         "seed": seed,
-        "commit": tested,
         **count,
         "failed": failed,
         "minutes": round((time.monotonic() - began) / 60, 1),
@@ -62,8 +61,9 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
 def campaign(folder: Path, runs: int) -> Sequence[dict[str, Any]]:
     """Run the orders of seeds 1, 2, ... that the record has not, writing it after each; all of them."""
     found = json.loads(RECORD.read_text())["runs"] if RECORD.exists() else []
+    tested = faults.commit(folder)  # before the record is another
     for seed in sorted({*range(1, runs + 1)} - {one["seed"] for one in found}):
-        found.append(run(folder, seed))
+        found.append({"commit": tested, **run(folder, seed)})
         passed = sum(not one["failed"] for one in found)
         fault = faults.Fault(
             fault="all tests in an order drawn by chance",

@@ -66,7 +66,7 @@ def compiled(network: nn.Module, precision: str = "fp32", threads: int = 1) -> E
 def engines() -> dict[tuple[str, int], Engine]:
     """By precision and number of threads, of one network."""
     network = a_network()
-    return {(p, t): compiled(network, p, t) for p in ("fp32", "int8") for t in (1, 2, 3)}
+    return {(p, t): compiled(network, p, t) for p in ("fp32", "int8") for t in (1, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def one_by_one(engines) -> dict[str, Tensor]:
     return {p: torch.cat([engines[p, 1](image[None]) for image in inputs]) for p in ("fp32", "int8")}
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_logits_are_the_same_bits_alone_and_among_any_others_in_any_order_with_any_threads(
     precision, threads, engines, one_by_one
@@ -129,11 +129,12 @@ def test_one_strange_image_among_those_of_the_calibration_leaves_int8_as_good():
         quantized = compile_network(network, SHAPE, precision="int8", calibration=calibration)
         return (quantized(inputs) - exact).square().mean().sqrt().item()
 
-    usual = inputs_of(some_images(100, seed=1))
-    strange = usual.clone()
+    images = inputs_of(some_images(100, seed=1))
+    strange = images.clone()
     strange[50] *= 100
-    assert error(strange) < 1.2 * error(usual)
-    assert error(100 * usual) > 5 * error(usual)
+    usual = error(images)
+    assert error(strange) < 1.2 * usual
+    assert error(100 * images) > 5 * usual
 
 
 def test_int8_weights_leave_a_bit_free_so_that_no_processor_overflows():
@@ -197,7 +198,7 @@ def test_where_threads_change_bits_they_are_not_shared(monkeypatch):
 
 
 def test_calls_from_several_threads_at_once_do_not_disturb_each_other(engines, one_by_one):
-    own, inputs = engines["fp32", 2], inputs_of(some_images())
+    own, inputs = engines["fp32", 3], inputs_of(some_images())
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda i: own(inputs[i : i + 20]), range(20)))
     assert all(torch.equal(answer, one_by_one["fp32"][i : i + 20]) for i, answer in enumerate(answers))
@@ -267,7 +268,7 @@ def test_a_network_that_cannot_be_compiled_is_an_error_in_one_line():
 
 
 def test_what_does_not_fit_is_refused(engines):
-    own = engines["fp32", 2]
+    own = engines["fp32", 3]
     for inputs in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 16, 16), torch.zeros(2, *SHAPE, dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"expected torch\.float32 \(n, 3, 16, 16\)"):
             own(inputs)

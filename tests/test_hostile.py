@@ -20,7 +20,7 @@ import mutations  # noqa: E402
 from hostile import READERS  # noqa: E402
 from trials import Trial  # noqa: E402
 
-MUTATIONS = 200
+MUTATIONS = 100
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="readers are tried in processes that are forked")
 
 

@@ -5,10 +5,12 @@ import io
 import json
 import mmap
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 
 import numpy as np
 import pyarrow
@@ -583,10 +585,17 @@ def resident(path, size):
     return {page for page in range(pages) if found[page] & 1}
 
 
+@pytest.fixture
+def on_disk():
+    """A folder whose pages are in memory only while they are used."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield pathlib.Path(folder)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="which pages are in memory is asked of Linux")
-def test_a_process_reads_the_pages_of_its_share_and_no_others(tmp_path):
+def test_a_process_reads_the_pages_of_its_share_and_no_others(on_disk):
     n, row = 4000, 3 * 32 * 32
-    path = tmp_path / "0.pixels"
+    path = on_disk / "0.pixels"
     pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 32, 32), np.uint8)
     pixels.tofile(path)
     with path.open("r+b") as file:

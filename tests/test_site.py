@@ -285,21 +285,38 @@ CONTRAST = """() => {
 }"""
 
 
+# At once, without the theme's passage from one colour to the other.
+TO_SCHEME = """scheme => {
+  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>");
+  document.body.setAttribute("data-md-color-scheme", scheme);
+}"""
+
+
 @pytest.mark.browser
 @needs_browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_every_page_loads_files_alone_fits_the_width_and_can_be_read(site, browser, scheme):
-    page, asked, complaints = watched(browser, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+def test_on_a_phone_every_page_loads_files_alone_fits_the_width_and_can_be_read_in_light_and_in_dark(site, browser):
+    page, asked, complaints = watched(browser, viewport={"width": 390, "height": 844})
     for path in site.pages:
         page.goto(path.as_uri())
         name = str(path.relative_to(site.folder))
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, f"{name} is wider than the window"
-        contrast, text = page.evaluate(CONTRAST)
-        assert contrast >= 4.5, f"{name}: {contrast:.2f} of {text}"
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (ground == "rgb(255, 255, 255)") is (scheme == "light")
+        for scheme in ("default", "slate"):
+            page.evaluate(TO_SCHEME, scheme)
+            contrast, text = page.evaluate(CONTRAST)
+            assert contrast >= 4.5, f"{name}, {scheme}: {contrast:.2f} of {text}"
     assert [url for url in asked if not url.startswith(("file:", "data:", "about:"))] == []
     assert complaints == []
+    page.context.close()
+
+
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.parametrize(("wanted", "scheme", "white"), [("light", "default", True), ("dark", "slate", False)])
+def test_pages_are_as_light_as_the_reader_wants_all_to_be(site, browser, wanted, scheme, white):
+    page, _, _ = watched(browser, color_scheme=wanted)
+    page.goto((site.folder / "index.html").as_uri())
+    assert page.evaluate("document.body.getAttribute('data-md-color-scheme')") == scheme
+    assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)") is white
     page.context.close()
 
 

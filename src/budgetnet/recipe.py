@@ -76,8 +76,8 @@ def config_from_record(record: dict[str, Any], source: str, overrides: Sequence[
         ConfigError: as `load_recipe`; `source` names the file.
     """
     require_plain(record, source)
-    for section, kind in get_type_hints(Config).items():  # which in a recipe may be a file's name
-        if is_dataclass(kind) and not isinstance(record.get(section, {}), dict):
+    for section in _sections():  # which in a recipe may be a file's name
+        if not isinstance(record.get(section, {}), dict):
             raise ConfigError(f"{source}: {section} is {record[section]!r}, expected options of its own")
     arguments = _content_arguments(record, source, Path())
     return parse_options(_parser(), [*arguments, *overrides])[0]
@@ -116,8 +116,8 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Con
         ConfigError: an unknown key (with the nearest right one), a wrong type, a value out of range, an impossible mix.
     """
     arguments = [_underscored(argument) for argument in arguments]
-    known = parser.get_defaults()
-    options = {*known.keys(), "help"}
+    defaults = _defaults(parser)
+    options = {*defaults.keys(), "help"}
     for argument in arguments:
         name = argument[2:].partition("=")[0]
         if argument.startswith("--") and not any(option == name or option.startswith(name + ".") for option in options):
@@ -126,18 +126,20 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Con
     require_plain(values, "the command line")
     arguments = _with_files(arguments)
     try:
-        parsed = parser.parse_args(arguments)
+        # Without defaults, which Config has itself: to check them again each time takes most of the time.
+        parsed = parser.parse_args(arguments, defaults=False)
         recipe = parsed.get("recipe_file")
         if recipe is not None:
-            parsed = parser.parse_args([*_recipe_arguments(Path(recipe)), *arguments])
+            parsed = parser.parse_args([*_recipe_arguments(Path(recipe)), *arguments], defaults=False)
         made = parser.instantiate(parsed)
     # Besides its own, what the parser meets in values of lists that it looks at no closer: `stages: [{depth: null}]`.
     except (argparse.ArgumentError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ConfigError(_readable(str(error))) from error
+    found = {**vars(defaults), **vars(made)}
     names = {f.name for f in fields(Config)}
     return (
-        Config(**{name: made[name] for name in names}),
-        Namespace(**{key: value for key, value in vars(made).items() if key not in names and key != "recipe"}),
+        Config(**{name: made[name] for name in names if name in made}),
+        Namespace(**{key: value for key, value in found.items() if key not in names and key != "recipe"}),
     )
 
 
@@ -147,7 +149,7 @@ def require_option(name: str, source: str) -> None:
     Raises:
         ConfigError: there is none of this name (the nearest right one is said), or it has options of its own.
     """
-    options = dict(_options(Config))
+    options = _options()
     if name not in options:
         raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
     if is_dataclass(kind := options[name]):
@@ -165,6 +167,12 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+@cache
+def _defaults(parser: ArgumentParser) -> Any:
+    """The options that a parser knows, dotted, with what each is if nobody says."""
+    return parser.get_defaults()
+
+
 def _recipe_arguments(path: Path) -> list[str]:
     """The options that read a recipe; what cannot be one is refused, naming unknown keys better than the parser."""
     path = find_recipe(path)
@@ -178,9 +186,9 @@ def _recipe_arguments(path: Path) -> list[str]:
 
 def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> list[str]:
     """The options that read what a recipe holds; sections may be files in `folder`."""
-    options = dict(_options(Config))
-    for section, kind in get_type_hints(Config).items():
-        if not is_dataclass(kind) or section not in content:
+    options = _options()
+    for section, kind in _sections().items():
+        if section not in content:
             continue
         value = content[section]
         if isinstance(value, str) and os.path.isfile(folder / value):
@@ -203,19 +211,29 @@ def _with_files(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         option = (name or (found[-1] if found else "")).removeprefix("--")
-        if is_dataclass(get_type_hints(Config).get(option)) and os.path.isfile(value):
+        if option in _sections() and os.path.isfile(value):
             read_yaml(Path(value))  # for what it refuses
             value = os.path.abspath(value)
         found.append(name + equals + value)
     return found
 
 
-def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options of a section, and of those in it, with their types."""
-    for name, hint in get_type_hints(kind).items():
-        yield prefix + name, hint
-        if is_dataclass(hint):
-            yield from _options(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+@cache  # Python looks up again, each time, what the names in annotations mean
+def _options() -> dict[str, Any]:
+    """The options of a recipe, of its sections too, with their types."""
+
+    def within(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, hint in get_type_hints(kind).items():
+            yield prefix + name, hint
+            if is_dataclass(hint):
+                yield from within(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+    return dict(within(Config, ""))
+
+
+def _sections() -> dict[str, Any]:
+    """The options of a recipe that have options of their own, with their types."""
+    return {name: kind for name, kind in _options().items() if is_dataclass(kind)}
 
 
 def _entries(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

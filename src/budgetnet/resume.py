@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from budgetnet import runs
-from budgetnet.config import Config, to_yaml
+from budgetnet.config import Config
 from budgetnet.errors import CheckpointError, ConfigError, DataError, FolderError, TrainingError
 from budgetnet.folder import hold, is_empty
+from budgetnet.masking import masked
 from budgetnet.progress import Progress
 from budgetnet.recipe import load_recipe
 from budgetnet.recorder import send_results
@@ -39,9 +39,8 @@ def require_resumable(config: Config, run: Path) -> None:
     """
     if not (run / "config.yaml").is_file():
         raise CheckpointError(f"{run} holds no config.yaml: there is nothing to resume; leave out --resume to begin")
-    before = yaml.safe_load(to_yaml(replace(load_recipe(run / "config.yaml"), epochs=config.epochs)))
-    now = yaml.safe_load(to_yaml(config))
-    for key, old, new in _differences(before, now):
+    before = replace(load_recipe(run / "config.yaml"), epochs=config.epochs)
+    for key, old, new in _differences(_plain(before), _plain(config)):
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
 
 
@@ -71,6 +70,12 @@ def tidy_up(config: Config, run: Path, summary: Mapping[str, Any], track: bool, 
     except FolderError as error:  # such as one that is read-only by now, which is no harm else
         if unsent:
             progress.warn(f"MLflow may lack the end of this run: {error}")
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As a file holds it: with lists for tuples, and no secrets."""
+    plain: dict[str, Any] = json.loads(json.dumps(masked(asdict(config))))
+    return plain
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
