@@ -121,7 +121,7 @@ LEAST = math.nextafter(0, 1)
         ({}, "swa", [0, 1], [BELOW_0, ABOVE_1]),
         ({}, "patience", [None, 1], [0]),
         ({}, "checkpoint_steps", [None, 1], [0]),
-        ({}, "checkpoint_minutes", [None, LEAST], [0]),
+        ({}, "checkpoint_minutes", [None, LEAST, 1e9], [0, math.inf, math.nan]),
         *(({}, name, [0, 2**63 - 1], [-1, 2**63]) for name in ("seed", "split_seed")),
         ({}, "experiment", ["a"], ["", " "]),
     ],

@@ -159,7 +159,7 @@ class Config:
             "1 or more, or null",
         )
         require(
-            self.checkpoint_minutes is None or self.checkpoint_minutes > 0,
+            self.checkpoint_minutes is None or 0 < self.checkpoint_minutes < math.inf,
             "checkpoint_minutes",
             self.checkpoint_minutes,
             "more than 0, or null",

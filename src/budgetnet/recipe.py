@@ -194,9 +194,9 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
         if isinstance(value, str) and os.path.isfile(folder / value):
             # Read here: the parser would take `section.yaml` for the name yaml in a module.
             content[section] = value = read_yaml(folder / value)
-        if not isinstance(value, dict | str):
-            example = f"{section}.{fields(kind)[0].name}"
-            raise ConfigError(f"{source}: {section} is {value!r}, expected options of its own, such as {example}")
+        if not isinstance(value, dict):
+            expected = f"options of its own, such as {section}.{fields(kind)[0].name}, or a file that holds them"
+            raise ConfigError(f"{source}: {section} is {value!r}, expected {expected}")
     for name, value in _entries(content):
         if name not in options:
             raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")

@@ -177,6 +177,7 @@ class AugmentConfig:
         require(0 < low <= high <= 1, "augment.erase_scale", self.erase_scale, "0 < smallest <= largest <= 1")
         low, high = self.erase_ratio
         require(0 < low <= high < math.inf, "augment.erase_ratio", self.erase_ratio, "numbers 0 < smallest <= largest")
+        require(all(map(math.isfinite, self.erase_value)), "augment.erase_value", self.erase_value, "finite numbers")
         require(self.cutout >= 0, "augment.cutout", self.cutout, "0 or more pixels")
         ops, magnitude = self.policy_ops, self.policy_magnitude
         require(ops is None or ops >= 1, "augment.policy_ops", ops, "1 or more, or null")
@@ -340,16 +341,16 @@ class ScheduleConfig:
     """The factor at which onecycle and triangular begin."""
 
     def __post_init__(self) -> None:
-        require(self.warmup >= 0, "schedule.warmup", self.warmup, "0 or more epochs")
+        require(0 <= self.warmup < math.inf, "schedule.warmup", self.warmup, "0 or more epochs")
         require(0 <= self.floor <= 1, "schedule.floor", self.floor, "a factor in [0, 1]")
         require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "a factor in (0, 1]")
         require(self.patience >= 0, "schedule.patience", self.patience, "0 or more epochs")
         require(0 < self.period < math.inf, "schedule.period", self.period, "a number of epochs above 0")
-        require(self.period_growth >= 1, "schedule.period_growth", self.period_growth, "1 or more")
+        require(1 <= self.period_growth < math.inf, "schedule.period_growth", self.period_growth, "1 or more")
         require(0 < self.peak < 1, "schedule.peak", self.peak, "a share in (0, 1)")
         require(0 <= self.start <= 1, "schedule.start", self.start, "a factor in [0, 1]")
         require(
-            self.milestones == sorted(self.milestones) and all(m > 0 for m in self.milestones),
+            self.milestones == sorted(self.milestones) and all(0 < m < math.inf for m in self.milestones),
             "schedule.milestones",
             self.milestones,
             "rising epochs above 0",
