@@ -654,14 +654,36 @@ def test_files_and_folders_that_hold_nothing_are_refused(tmp_path):
     refused(tmp_path, r"holds no best\.safetensors")
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
-    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
-    torch.save({"net": {"w": torch.zeros(500_000)}}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
+COMPRESSED, OVERLAP = "is no readable checkpoint: a compressed archive", "is no readable checkpoint: .* parts overlap"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("says", [2_000_000, 10])
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused_whatever_it_says(tmp_path, method, says):
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(bomb, "w", method) as archive:
+        archive.writestr("c/data/0", bytes(2_000_000))
+        archive.filelist[0].file_size = says
     assert bomb.stat().st_size < 20_000
-    refused(bomb, "it unpacks to 2,0", SMALL)
+    refused(bomb, COMPRESSED, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("lie", "match"),
+    [
+        ({"compress_type": zipfile.ZIP_DEFLATED}, COMPRESSED),
+        ({"compress_size": 10**6}, COMPRESSED),  # would be read to the end of the file, for each of many such parts
+        ({"file_size": 10**6}, COMPRESSED),
+        ({"file_size": 10**6, "compress_size": 10**6}, OVERLAP),
+    ],
+)
+def test_a_checkpoint_whose_directory_lies_about_a_part_is_refused(tmp_path, lie, match):
+    path = reference_file(tmp_path / "c.pth", reference_network())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"written anew"
+        for name, value in lie.items():
+            setattr(archive.filelist[-1], name, value)
+    refused(path, match, SMALL)
 
 
 def test_a_checkpoint_that_has_a_file_twice_is_refused(tmp_path):
@@ -671,7 +693,7 @@ def test_a_checkpoint_that_has_a_file_twice_is_refused(tmp_path):
         content = archive.read(name)
         archive.NameToInfo.pop(name)  # so that it may be there twice without a warning
         archive.writestr(name, content)
-    refused(path, "is no readable checkpoint: an archive whose parts overlap", SMALL)
+    refused(path, OVERLAP, SMALL)
 
 
 @functools.cache
