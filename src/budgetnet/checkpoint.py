@@ -237,8 +237,8 @@ def _load_model_file(path: Path, content: bytes) -> Classifier:
     try:
         tensors = load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
-    # KeyError: a type that torch has not. RuntimeError: a shape that torch cannot have.
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    # KeyError: a type that torch has not. TypeError, RuntimeError: a shape that torch cannot have.
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {first_line(error)}") from error
     if metadata.get("format") != MODEL_FORMAT:
         raise CheckpointError(
