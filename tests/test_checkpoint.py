@@ -365,9 +365,12 @@ def test_a_value_that_is_refused_is_shown_with_what_was_expected(tmp_path):
     refused(path, r"has unusable metadata: std is \[1, 2\], expected 3 finite numbers above 0$")
 
 
-def test_two_classes_are_enough(tmp_path):
-    save_classifier(tmp_path / "m.safetensors", classifier(TINY, classes=("cat", "dog")))
-    assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", "dog")
+def test_two_classes_are_enough_and_one_is_not(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_classifier(path, classifier(TINY, classes=("cat", "dog")))
+    assert load_classifier(path).classes == ("cat", "dog")
+    sealed(path, classes='["cat"]')
+    refused(path, "the number of classes is 1, expected 2 or more")
 
 
 @pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance", "extra"])
