@@ -9,10 +9,14 @@ import json
 import os
 import pathlib
 import pickle
+import pickletools
 import tempfile
+import warnings
 import zipfile
 from collections import OrderedDict
-from typing import get_args, get_type_hints
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -27,6 +31,7 @@ from budgetnet import checkpoint, models
 from budgetnet.checkpoint import (
     Classifier,
     found,
+    has_type,
     is_box,
     is_model,
     load,
@@ -276,6 +281,20 @@ def test_a_narrow_file_halves_what_has_several_dimensions_and_is_read_in_32_bits
         assert torch.equal(read[key], expected.to(value.dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bfloat16])
+def test_a_narrow_file_keeps_what_is_not_of_32_bits_as_it_is(tmp_path, dtype):
+    made = classifier(TINY)
+    made.network.register_buffer("table", torch.arange(4).reshape(2, 2).to(dtype))
+    save_classifier(tmp_path / "best.safetensors", made, narrow=True)
+    assert load_safetensors((tmp_path / "best.safetensors").read_bytes())["table"].dtype == dtype
+
+
+def test_of_a_folder_with_a_runs_model_and_one_in_hugging_faces_layout_the_runs_is_read(tmp_path):
+    for name, classes in (("best.safetensors", ("run", "b")), ("model.safetensors", ("hub", "b"))):
+        save_classifier(tmp_path / name, classifier(TINY, classes=classes))
+    assert load_classifier(tmp_path).classes == ("run", "b")
+
+
 def test_loading_a_classifier_draws_no_random_numbers(tmp_path):
     save_classifier(tmp_path / "best.safetensors", classifier(TINY))
     before = torch.get_rng_state()
@@ -365,9 +384,12 @@ def test_a_value_that_is_refused_is_shown_with_what_was_expected(tmp_path):
     refused(path, r"has unusable metadata: std is \[1, 2\], expected 3 finite numbers above 0$")
 
 
-def test_two_classes_are_enough(tmp_path):
-    save_classifier(tmp_path / "m.safetensors", classifier(TINY, classes=("cat", "dog")))
-    assert load_classifier(tmp_path / "m.safetensors").classes == ("cat", "dog")
+def test_two_classes_are_enough_and_one_is_not(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_classifier(path, classifier(TINY, classes=("cat", "dog")))
+    assert load_classifier(path).classes == ("cat", "dog")
+    sealed(path, classes='["cat"]')
+    refused(path, "the number of classes is 1, expected 2 or more")
 
 
 @pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance", "extra"])
@@ -406,7 +428,7 @@ HOSTILE = {
     + [model(unknown=1), model(stages=None), model(stages=5), model(stages={}), model(stages=["x"]), model(stages=[[]])]
     + [model(name=name) for name in (5, None, [], {}, "", "enhanced", "no such\nnetwork", "x" * 10**5)]
     + [model(stages=None, name=name) for name in (5, None, [], {}, "", "auto", "no such\nnetwork", "x" * 10**5)]
-    + [model(stages=None, name=f"wrn_{depth}_1") for depth in (6 * 10**9 + 4, "9" * 5000, 11, 16)]
+    + [model(stages=None, name=f"wrn_{depth}_1") for depth in (6 * 10**9 + 4, "9" * 5000, 11, 16, "x")]
     + [model(stages=None, name=f"wrn_10_{factor}") for factor in (0, 2, "9" * 20, "9" * 5000)]
     + [model(width=width) for width in ("auto", "wide", 1.5, True, [], 0, -1, 10**9, 10**30)]
     + [model(stem=stem) for stem in (0, 3, "1", 1.0, None, 10**9)]
@@ -432,9 +454,27 @@ def test_metadata_that_is_not_what_it_should_be_is_refused_whatever_its_checksum
 
 
 @pytest.mark.parametrize("key", ["model", "classes", "mean", "std", "image_size", "provenance"])
-def test_metadata_that_is_missing_is_named(tmp_path, key):
-    sealed(tmp_path / "m.safetensors", **{key: None})
-    refused(tmp_path / "m.safetensors", f"has no {key} in its metadata")
+def test_metadata_that_is_missing_or_no_json_is_named(tmp_path, key):
+    path = tmp_path / "m.safetensors"
+    sealed(path, **{key: None})
+    refused(path, f"has no {key} in its metadata")
+    for value in ("{", DEEP):
+        sealed(path, **{key: value})
+        refused(path, f"has unreadable metadata: {key} is no JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "holds"),
+    [
+        *[(2, Literal[1, 2], True), (3, Literal[1, 2], False), (True, Literal[1], False), (1.0, Literal[1], False)],
+        *[([1], list[int], True), ([1, True], list[int], False), ((1,), list[int], False), (None, int | None, True)],
+        *[(1, float, True), (True, float, False), (float("inf"), float, False), (True, int, False), (1.0, int, False)],
+        *[(StageConfig(), StageConfig, True), (StageConfig(depth=1.0), StageConfig, False)],
+        *[(asdict(StageConfig()), StageConfig, False), (SimpleNamespace(**asdict(StageConfig())), StageConfig, False)],
+    ],
+)
+def test_a_value_has_a_type_if_it_is_of_no_other_that_equals_it(value, hint, holds):
+    assert has_type(value, hint) == holds
 
 
 @pytest.mark.parametrize("found", [None, "budgetnet 1", "budgetnet 3", "pt"])
@@ -460,7 +500,16 @@ def test_keys_that_are_missing_extra_or_of_another_shape_or_type_are_named(tmp_p
     sealed(path, whole | {"linear.bias": torch.zeros(3, dtype=torch.float64)})
     refused(path, r"does not fit residual: linear\.bias is of torch\.float64, expected torch\.float32$")
     sealed(path, {})
-    refused(path, r"does not fit residual: ")
+    refused(path, "does not fit residual: it holds 0 tensors, expected one a layer or more$")
+    sealed(path, {"linear.bias": whole["linear.bias"]})  # as many as the network has blocks
+    refused(path, r"does not fit residual: .* is missing; ")
+
+
+def test_a_network_that_images_of_the_files_size_would_not_survive_is_refused(tmp_path):
+    sealed(tmp_path / "m.safetensors", model=json.dumps({"name": "whitened_cnn"}), image_size="8")
+    refused(
+        tmp_path / "m.safetensors", "says of its network what cannot be built: image_size is 8, expected at least 9"
+    )
 
 
 @pytest.mark.parametrize(
@@ -477,7 +526,7 @@ def test_weights_of_any_type_are_refused_where_they_do_not_belong(tmp_path, dtyp
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "what", None, 1, "F32"])
-@pytest.mark.parametrize("shape", [[0, 2**62], [2**40, 2**40], [-1], [1.5], "x", [0]])
+@pytest.mark.parametrize("shape", [[0, 2**62], [0, 2**63], [2**40, 2**40], [0, 2**40, 2**40], [-1], [1.5], "x", [0]])
 def test_a_header_that_torch_cannot_follow_is_refused(tmp_path, dtype, shape):
     header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}}).encode()
     (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -504,14 +553,16 @@ def test_three_keys_that_do_not_fit_are_named_and_the_rest_is_counted(missing, m
         load_strictly(network, some, "here", "tiny")
 
 
-def test_load_strictly_leaves_a_network_that_does_not_fit_as_it_was():
+def test_load_strictly_copies_weights_into_a_network_that_they_fit_and_leaves_another_as_it_was():
     network = classifier(TINY).network
     before = weights(network)
-    wrong = {key: value + 1 for key, value in before.items()}
-    del wrong["linear.bias"]
+    other = {key: value + 1 for key, value in before.items()}
+    wrong = {key: value for key, value in other.items() if key != "linear.bias"}
     with pytest.raises(CheckpointError, match=r"here does not fit tiny: linear\.bias is missing"):
         load_strictly(network, wrong, "here", "tiny")
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    load_strictly(network, other, "here", "tiny")
+    assert all(torch.equal(value, other[key]) for key, value in network.state_dict().items())
 
 
 def test_a_model_file_needs_no_name_and_takes_none(tmp_path):
@@ -560,6 +611,29 @@ def test_a_reference_checkpoint_in_torchs_old_format_is_read(tmp_path):
     found = load_classifier(tmp_path / "old.pth", SMALL)
     assert same_weights(found.network, network)
     assert found.provenance == {}
+
+
+@pytest.mark.parametrize("place", ["cuda:0", "mps", "meta", "nowhere"])
+def test_weights_that_were_on_another_device_are_read_onto_the_cpu(tmp_path, place):
+    network = reference_network()
+    path = reference_file(tmp_path / "ckpt.pth", network)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b"X\3\0\0\0cpu", b"X%c\0\0\0%b" % (len(place), place.encode())))
+    assert place.encode() in path.read_bytes()
+    assert same_weights(load_classifier(path, SMALL).network, network)
+
+
+def test_a_checkpoint_of_which_torch_would_warn_is_read_in_silence_and_others_warnings_are_still_heard(tmp_path):
+    path, network = tmp_path / "ckpt.pth", reference_network()
+    torch.save({"net": network.state_dict()}, path, pickle_protocol=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same_weights(load_classifier(path, SMALL).network, network)
+        with pytest.raises(UserWarning, match="heard"):
+            warnings.warn("heard", stacklevel=1)
 
 
 def test_a_reference_checkpoint_needs_the_name_of_its_network(tmp_path):
@@ -615,6 +689,27 @@ def test_a_checkpoint_that_holds_code_is_refused_and_runs_nothing(tmp_path, zipp
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_code_in_any_of_the_pickles_of_torchs_old_format_is_refused_before_torch_sees_it(tmp_path, number):
+    raw, ends = reference_bytes(False), [0]
+    for _ in range(5):
+        *_, (_, _, stop) = pickletools.genops(raw[ends[-1] :])
+        ends.append(ends[-1] + stop + 1)
+    code = pickle.dumps(Evil(tmp_path / "marker"))
+    (tmp_path / "c.pth").write_bytes(raw[: ends[number]] + code + raw[ends[number + 1] :])
+    refused(tmp_path / "c.pth", "which is never loaded", SMALL)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_torch_itself_refuses_code_that_was_not_rehearsed_whatever_the_environment_says(tmp_path, monkeypatch):
+    marker, path = tmp_path / "marker", tmp_path / "c.pth"
+    torch.save({"net": reference_network().state_dict(), "acc": Evil(marker)}, path)
+    monkeypatch.setattr(checkpoint, "rehearse", lambda raw, start, room: start)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    refused(path, "is no readable checkpoint: Weights only load failed", SMALL)
+    assert not marker.exists()
+
+
 def test_the_state_of_a_training_is_no_model(tmp_path):
     save_state(tmp_path / "last.ckpt", {"network": {}})
     for name in (None, SMALL):
@@ -654,14 +749,36 @@ def test_files_and_folders_that_hold_nothing_are_refused(tmp_path):
     refused(tmp_path, r"holds no best\.safetensors")
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
-    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
-    torch.save({"net": {"w": torch.zeros(500_000)}}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
+COMPRESSED, OVERLAP = "is no readable checkpoint: a compressed archive", "is no readable checkpoint: .* parts overlap"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("says", [2_000_000, 10])
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused_whatever_it_says(tmp_path, method, says):
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(bomb, "w", method) as archive:
+        archive.writestr("c/data/0", bytes(2_000_000))
+        archive.filelist[0].file_size = says
     assert bomb.stat().st_size < 20_000
-    refused(bomb, "it unpacks to 2,0", SMALL)
+    refused(bomb, COMPRESSED, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("lie", "match"),
+    [
+        ({"compress_type": zipfile.ZIP_DEFLATED}, COMPRESSED),
+        ({"compress_size": 10**6}, COMPRESSED),  # would be read to the end of the file, for each of many such parts
+        ({"file_size": 10**6}, COMPRESSED),
+        ({"file_size": 10**6, "compress_size": 10**6}, OVERLAP),
+    ],
+)
+def test_a_checkpoint_whose_directory_lies_about_a_part_is_refused(tmp_path, lie, match):
+    path = reference_file(tmp_path / "c.pth", reference_network())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"written anew"
+        for name, value in lie.items():
+            setattr(archive.filelist[-1], name, value)
+    refused(path, match, SMALL)
 
 
 def test_a_checkpoint_that_has_a_file_twice_is_refused(tmp_path):
@@ -671,7 +788,7 @@ def test_a_checkpoint_that_has_a_file_twice_is_refused(tmp_path):
         content = archive.read(name)
         archive.NameToInfo.pop(name)  # so that it may be there twice without a warning
         archive.writestr(name, content)
-    refused(path, "is no readable checkpoint: an archive whose parts overlap", SMALL)
+    refused(path, OVERLAP, SMALL)
 
 
 @functools.cache
