@@ -130,6 +130,24 @@ def test_a_small_archive_that_would_unpack_to_gigabytes_is_refused_unread(tmp_pa
         read_npz(tmp_path / "a.npz", "images")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_is_compressed_as_numpy_does_not_is_refused_before_it_is_unpacked(method, tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("images.npy", npy(np.zeros((1, 32, 32, 3), np.uint8)) + bytes(1 << 26))
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\x01\x02") + 24  # what the directory says of the size, which is a lie now
+    raw[at : at + 4] = struct.pack("<I", 128 + 32 * 32 * 3)
+    path.write_bytes(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.npz: found no whole \.npz file"):
+            read_npz(path, "images")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_member_that_claims_more_than_the_archive_has_takes_nothing(tmp_path):
     zipped(tmp_path / "a.npz", images=npy(levels(2)))
     raw = bytearray((tmp_path / "a.npz").read_bytes())

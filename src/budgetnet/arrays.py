@@ -75,6 +75,9 @@ def read_npz(path: Path, name: str) -> _Array:
             info = archive.getinfo(f"{name}.npy")
             if info.compress_size > path.stat().st_size:
                 raise ValueError(f"a member of {info.compress_size:,} bytes")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Unpacked by zipfile all at once, to however much that is; NumPy writes none.
+                raise ValueError(f"a member that is compressed by method {info.compress_type}")
             with archive.open(info) as member:
                 shape, fortran, descr = _read_header(member)
                 if not _NUMBERS.fullmatch(descr):
