@@ -636,6 +636,14 @@ def test_a_checkpoint_of_which_torch_would_warn_is_read_in_silence_and_others_wa
             warnings.warn("heard", stacklevel=1)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [1, 4, 5])
+def test_a_checkpoint_of_a_protocol_that_torch_does_not_check_is_refused_without_its_advice(protocol, zipped, tmp_path):
+    path, content = tmp_path / "ckpt.pth", {"net": reference_network().state_dict()}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    refused(path, r"is no readable checkpoint: its pickle is of another protocol than 2, .* or 3$", SMALL)
+
+
 def test_a_reference_checkpoint_needs_the_name_of_its_network(tmp_path):
     path = reference_file(tmp_path / "ckpt.pth", reference_network())
     refused(path, "does not say which network it holds: give --model NAME")

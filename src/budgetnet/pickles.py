@@ -309,6 +309,7 @@ class _Storage:
         self.element, self.elements = element, elements
 
 
+_PROTOCOLS = (b"\x80\x02", b"\x80\x03")  # how a pickle that torch reads without running code begins
 _STORAGES = {
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
     **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
@@ -391,4 +392,8 @@ def rehearse(raw: bytes, start: int, room: int) -> int:
         _Rehearsal(file, room).load()
     except _BROKEN as error:
         raise ValueError(f"a damaged pickle, {error or type(error).__name__}") from error
+    if not raw.startswith(_PROTOCOLS, start):  # of which torch says how to load it without any check
+        raise ValueError(
+            "its pickle is of another protocol than 2, which torch.save writes unless told otherwise, or 3"
+        )
     return file.tell()
