@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -106,7 +106,6 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("epochs: 2.5", "epochs is '2.5', expected int"),
         ("seed: true", "seed is 'True', expected int"),
         ("optimizer: {name: sdg}", "optimizer.name is 'sdg', expected one of sgd, adam, adamw"),
-        ("optimizer: nowhere.yaml", "expected options of its own, such as optimizer.name, or a file that holds them"),
         ("epochs: 2024-99-01", "epochs is '2024-99-01', expected int"),
         ("model: {stem: 2}", "model.stem is 2, but enhanced has a stem of its own"),
         ("schedule: {milestones: [3]}", "schedule.milestones is given, but schedule.name is cosine"),
@@ -151,7 +150,6 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("batch_size: 1", "batch_size is 1, expected 2 or more"),
         ("- a list", "holds a list, expected the options of a recipe"),
         ("a: [", "is not YAML"),
-        ("model: 1e400", "model is '1e400', expected options of its own"),  # which the parser takes for infinity
         ("epochs: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
@@ -176,6 +174,10 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, messa
             "Option 'widht' is not accepted",
         ),
         ("model: {name: residual, stages: [{depth: 0}]}", "model.stages.depth is 0, expected 1 or more"),
+        *(
+            (f"model: {{stages: [{{{name}: null}}]}}", f"model.stages.{name} is null, expected a value, or no such key")
+            for name in (one.name for one in fields(StageConfig))
+        ),
         (
             "model: {name: residual, stages: [{se: 1, eca: true}]}",
             "model.stages has more than one of se, eca and cbam: a block has one gate at most",
@@ -195,10 +197,6 @@ def test_what_the_parser_refuses_is_said_in_the_words_of_a_recipe(text, message,
         (["--hepl"], "--hepl is not an option (did you mean --help?)"),
         (["--epochs"], "--epochs"),
         (["--epochs", "0"], "epochs is 0, expected 1 or more"),
-        *(
-            (["--optimizer", value], f"optimizer is '{value}', expected options of its own, or a file that holds them")
-            for value in ("nowhere.yaml", "1e400")
-        ),
         (["--ema", "1"], "ema is 1.0, expected a decay in [0, 1)"),
         (["--swa", "2"], "swa is 2.0, expected a share in [0, 1]"),
         (["--swa", "0.5", "--ema", "0.9"], "two averages of the same weights: leave one of them out"),
@@ -212,6 +210,17 @@ def test_a_wrong_option_is_refused_in_one_line(options, message, tmp_path):
         load_recipe(recipe(tmp_path, "epochs: 3\n"), options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nowhere.yaml", "1e400"])  # the second is infinity to the parser
+def test_what_is_neither_options_nor_a_file_is_no_section(value, tmp_path):
+    path = recipe(tmp_path, f"optimizer: {value}\n")
+    expected = "options of its own, such as optimizer.name, or a file that holds them"
+    with pytest.raises(ConfigError, match=f"^{path}: optimizer is '{value}', expected {expected}$"):
+        load_recipe(path)
+    expected = "options of its own, or a file that holds them"
+    with pytest.raises(ConfigError, match=f"^optimizer is '{value}', expected {expected}$"):
+        load_recipe(recipe(tmp_path, ""), ["--optimizer", value])
 
 
 @pytest.mark.parametrize("strong", ["rotation", "hue", "erase_p", "cutout"])

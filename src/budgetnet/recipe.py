@@ -132,7 +132,7 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Con
         if recipe is not None:
             parsed = parser.parse_args([*_recipe_arguments(Path(recipe)), *arguments], defaults=False)
         made = parser.instantiate(parsed)
-    # Besides its own, what the parser meets in values of lists that it looks at no closer: `stages: [{depth: null}]`.
+    # Besides its own, what the parser meets in values of lists, at which it looks no closer.
     except (argparse.ArgumentError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ConfigError(_readable(str(error))) from error
     found = {**vars(defaults), **vars(made)}

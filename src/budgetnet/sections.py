@@ -7,7 +7,7 @@ it is built.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from budgetnet.errors import ConfigError
@@ -59,6 +59,9 @@ class StageConfig:
     """Activation of the stage's blocks."""
 
     def __post_init__(self) -> None:
+        for one in fields(self):  # of a stage in a recipe, the parser lets null pass
+            if getattr(self, one.name) is None:
+                raise ConfigError(f"model.stages.{one.name} is null, expected a value, or no such key")
         for name in ("depth", "width", "stride", "groups", "expansion"):
             value = getattr(self, name)
             require(value >= 1, f"model.stages.{name}", value, "1 or more")
