@@ -74,32 +74,38 @@ print([name for name in budgetnet.__all__ if name not in dir(budgetnet)])
 """).split("\n")[:2] == ["['budgetnet']", "[]"]
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "from budgetnet.train import train",
-        "import budgetnet.train, budgetnet.evaluate, budgetnet.models, budgetnet.api",
-        "import budgetnet; budgetnet.train; import budgetnet.train",
-        "from budgetnet import train, evaluate, models",
-    ],
-)
-def test_functions_are_functions_and_modules_modules_whatever_is_imported_first(first):
-    assert run_python(
-        f"""
-{first}
-import inspect, sys, types
-import budgetnet
-from budgetnet import evaluate, models, train
-from budgetnet.evaluate import predict_logits
-from budgetnet.train import train as loop
-assert budgetnet.train is train and inspect.isfunction(train) and "overrides" in inspect.signature(train).parameters
-assert loop is sys.modules["budgetnet.train"].train and loop is not train
-assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate and evaluate.predict_logits
-assert isinstance(models, types.ModuleType) and budgetnet.models is models and models.build
-assert inspect.isfunction(budgetnet.load)
-print("yes")
+def test_functions_are_functions_and_modules_modules_whatever_is_imported_first():
+    assert (
+        run_python(
+            """
+def check():
+    import inspect, sys, types
+    import budgetnet
+    from budgetnet import evaluate, models, train
+    from budgetnet.evaluate import predict_logits
+    from budgetnet.train import train as loop
+    assert budgetnet.train is train and inspect.isfunction(train) and "overrides" in inspect.signature(train).parameters
+    assert loop is sys.modules["budgetnet.train"].train and loop is not train
+    assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate and evaluate.predict_logits
+    assert isinstance(models, types.ModuleType) and budgetnet.models is models and models.build
+    assert inspect.isfunction(budgetnet.load)
+
+import sys
+for first in (
+    "from budgetnet.train import train",
+    "import budgetnet.train, budgetnet.evaluate, budgetnet.models, budgetnet.api",
+    "import budgetnet; budgetnet.train; import budgetnet.train",
+    "from budgetnet import train, evaluate, models",
+):
+    for name in [name for name in sys.modules if name.split(".")[0] == "budgetnet"]:
+        del sys.modules[name]
+    exec(first, {})
+    check()
+    print("yes")
 """
-    ).split() == ["yes"]
+        ).split()
+        == ["yes"] * 4
+    )
 
 
 def test_a_name_that_the_package_has_not_is_an_attribute_error_and_no_import():
