@@ -40,7 +40,7 @@ LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" fo
         ("experiment: null", "experiment is null, expected a value"),
         ("epochs:", "epochs is null, expected a value"),
         ("optimizer: {lr: ~}", "optimizer.lr is null, expected a value"),
-        ("model: {name: residual, stages: [{depth: null}]}", "'>=' not supported between instances of 'NoneType' and"),
+        ("model: {name: residual, stages: [{depth: null}]}", "model.stages.depth is null, expected a value"),
         ("model: {name: residual, stages: [{depth: [1]}]}", "model.stages"),
         ("model: {name: residual, stages: [null]}", "model.stages"),
         ("epochs: " + "9" * 5000, "is not YAML"),

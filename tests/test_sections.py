@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import fields
 from typing import get_args, get_type_hints
 
 import pytest
@@ -92,6 +93,12 @@ def test_a_range_ends_where_its_message_says(kind, besides, option, passes, refu
     for value in refused:
         with pytest.raises(ConfigError, match=rf"^[a-z.]*\b{option} is {re.escape(repr(value))}, expected "):
             kind(**besides, **{option: value})
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(StageConfig)])
+def test_no_option_of_a_stage_is_null(name):
+    with pytest.raises(ConfigError, match=rf"^model\.stages\.{name} is null, expected a value, or no such key$"):
+        StageConfig(**{name: None})
 
 
 @pytest.mark.parametrize(
