@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 SEED ?= $(shell date +%s)
 MODULE ?= optim
 
-.PHONY: help demo test lint types format shuffle coverage mutants hooks table docs box bench soak clean
+.PHONY: help demo test slow lint types format shuffle coverage mutants hooks table docs box bench soak clean
 
 help: ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,8 +21,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## train, test and submit on data that needs no download
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED) ## all tests, and which ten took longest
+test: $(INSTALLED) ## the tests, and which ten took longest
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
+
+slow: $(INSTALLED) ## the few tests that take longest, which the command above leaves out
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(INSTALLED) ## style, and the form of the code
 	$(BIN)/ruff check .
@@ -36,11 +39,11 @@ format: $(INSTALLED) ## put the code into its form, and fix of its style what ca
 	$(BIN)/ruff format .
 
 shuffle: $(INSTALLED) ## all tests in an order of chance; SEED=7 is the order of another time
-	$(BIN)/python -m pytest -n auto --dist loadfile --random-order-bucket=global --random-order-seed=$(SEED)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not several" --random-order-bucket=global --random-order-seed=$(SEED)
 
 coverage: $(INSTALLED) ## which lines and branches no test reaches, in build/coverage; fails under 95 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto --dist loadfile
+	$(BIN)/coverage run -m pytest -n auto --dist loadfile -m "not several"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet
 	$(BIN)/coverage report --skip-covered

@@ -35,7 +35,7 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     Raises:
         RuntimeError: pytest did not come so far.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile", "-m", "not several"]
     order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
     began = time.monotonic()
     with subprocess.Popen([*command, *order], cwd=folder, stdout=subprocess.PIPE, text=True) as running:

@@ -27,6 +27,7 @@ from budgetnet.recipe import load_recipe  # noqa: E402
 from budgetnet.train import train  # noqa: E402
 
 
+@pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_as_one_that_nobody_disturbed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         death, "OPTIONS", [*death.OPTIONS[:-2], "--val-size", "100", "--train-size", "438", *death.OPTIONS[-2:]]

@@ -86,6 +86,7 @@ def test_slurm_is_asked_to_warn_the_script_in_time_to_requeue_and_to_go_on_with_
     assert all(i < first for i, line in enumerate(lines) if line.startswith("#SBATCH"))  # later ones are ignored
 
 
+@pytest.mark.slow
 def test_a_training_that_slurm_stops_is_requeued_and_ends_with_the_weights_of_one_that_was_not_stopped(
     tmp_path, programs
 ):

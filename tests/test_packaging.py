@@ -126,6 +126,7 @@ def test_a_photo_is_classified_with_the_wheel_alone(clean, photo):
     assert run(clean / "budgetnet", "--version", at=photo.parent) == "budgetnet 1.2.3\n"
 
 
+@pytest.mark.slow
 def test_with_the_wheel_alone_one_trains_exports_and_loads(clean, photo):
     at = photo.parent
     short = ("--epochs", "1", "--no-track", "--no-report", "--quiet")

@@ -167,6 +167,7 @@ subprocess.run([sys.executable, "-c", child], check=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [False, True])
 def test_mlflow_reports_home_from_us_and_our_children_only_if_the_user_turned_that_on(asked, tmp_path):
     log = tmp_path / "refused"

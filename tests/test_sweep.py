@@ -563,6 +563,7 @@ def databases():
         yield make
 
 
+@pytest.mark.slow
 def test_two_workers_on_postgresql_share_a_study_and_train_each_trial_once(databases, tmp_path):
     uri = databases("sweeps").replace("+pg8000", "")
     assert "open%2Fsesame" in uri

@@ -48,6 +48,7 @@ def pictures_of(cell) -> int:
     return sum("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom_and_shows_what_it_promises(notebook, tmp_path, monkeypatch):
     execute(notebook, tmp_path, monkeypatch)
     cells = {cell.id: cell for cell in notebook.cells}
