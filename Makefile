@@ -38,8 +38,8 @@ format: $(INSTALLED) ## put the code into its form, and fix of its style what ca
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
-shuffle: $(INSTALLED) ## all tests in an order of chance; SEED=7 is the order of another time
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not several" --random-order-bucket=global --random-order-seed=$(SEED)
+shuffle: $(INSTALLED) ## the tests in an order of chance; SEED=7 is the order of another time
+	$(BIN)/python -m pytest -n auto --dist loadfile --random-order-bucket=global --random-order-seed=$(SEED)
 
 coverage: $(INSTALLED) ## which lines and branches no test reaches, in build/coverage; fails under 95 %
 	$(BIN)/coverage erase

@@ -1,6 +1,6 @@
-"""All tests in orders drawn by chance, again and again: whether one passes may not depend on which ran before it.
+"""The tests of `make test` in orders drawn by chance: whether one passes may not depend on which ran before it.
 
-`python reliability/orders.py --runs 20` takes some ten minutes a run, and goes on where it stopped: the record has each
+`python reliability/orders.py --runs 20` takes some seven minutes a run, and goes on where it stopped: the record has each
 run with its order's seed and the commit that was tested. `make shuffle SEED=7` is one of these orders.
 """
 
@@ -35,7 +35,7 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     Raises:
         RuntimeError: pytest did not come so far.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile", "-m", "not several"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-n", "auto", "--dist", "loadfile"]
     order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
     began = time.monotonic()
     with subprocess.Popen([*command, *order], cwd=folder, stdout=subprocess.PIPE, text=True) as running:
@@ -66,7 +66,7 @@ def campaign(folder: Path, runs: int) -> Sequence[dict[str, Any]]:
         found.append({"commit": tested, **run(folder, seed)})
         passed = sum(not one["failed"] for one in found)
         fault = faults.Fault(
-            fault="all tests in an order drawn by chance",
+            fault="the tests in an order drawn by chance",
             held="every test passes",
             tried=len(found),
             survived=passed,
