@@ -1,7 +1,7 @@
 """The tests of `make test` in orders drawn by chance: whether one passes may not depend on which ran before it.
 
-`python reliability/orders.py --runs 20` takes some seven minutes a run, and goes on where it stopped: the record has each
-run with its order's seed and the commit that was tested. `make shuffle SEED=7` is one of these orders.
+`python reliability/orders.py --runs 20` takes some seven minutes a run, and goes on where it stopped: the record has
+each run with its order's seed and the commit that was tested. `make shuffle SEED=7` is one of these orders.
 """
 
 from __future__ import annotations

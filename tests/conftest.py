@@ -3,7 +3,6 @@
 import gc
 import os
 import pathlib
-import shutil
 
 # On networks as small as those of tests, threads cost more than they save; for commands that tests run, too.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -11,13 +10,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 # Each Python that a test starts would compile all of budgetnet for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Files in memory, where there is room: a database, or what is to outlive a power cut, waits for a disk at each write.
-if pathlib.Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 4 << 30:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 import html.parser
 import json
 import re
+import shutil
 
 import no_network
 import pytest
@@ -35,6 +32,11 @@ no_network.install()
 _OFFLINE = str(pathlib.Path(no_network.__file__).parent)
 if _OFFLINE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_OFFLINE, os.environ.get("PYTHONPATH")]))
+# Files in memory, where there is room: a database, or what is to outlive a power cut, waits for a disk at each write.
+# Containers mount that memory so that no program runs from it, which some tests install there.
+_MEMORY = pathlib.Path("/dev/shm")
+if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 << 30 and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
 @pytest.fixture(scope="session")
