@@ -139,6 +139,16 @@ def test_a_slurm_job_is_requeued_only_where_it_saved_and_time_was_up(end, tmp_pa
     assert (tmp_path / "scontrol").exists() == requeued
 
 
+def test_a_slurm_job_whose_time_is_up_as_its_training_begins_is_requeued(tmp_path, programs):
+    early = tmp_path / "early.sh"
+    early.write_text("""trap '[ "$BASH_COMMAND" != "training=\\$!" ] || kill -USR1 $$' DEBUG\n""")
+    script = "trap 'exit 143' TERM; while :; do sleep 0.01; done"
+    job = slurm(tmp_path, programs(srun=script, scontrol=REQUEUE) | {"BASH_ENV": str(early)}, "recipe.yaml", "run")
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, said
+    assert (tmp_path / "scontrol").read_text() == "requeue 42\n"
+
+
 def test_a_slurm_job_resumes_what_has_begun_and_passes_options_on(tmp_path, programs):
     environment = programs(srun='printf "%s\\n" "$@" > "$TMPDIR/asked"')
     expected = ["python", "-m", "budgetnet", "train", "recipe.yaml", "--output", "a run", "--threads", "1"]
