@@ -4,9 +4,9 @@ import io
 import re
 
 from budgetnet.config import Config, ModelConfig
+from budgetnet.position import Position
 from budgetnet.progress import LiveProgress, PlainProgress, Progress, duration
 from budgetnet.train import train
-from budgetnet.training import Position
 
 TINY = Config(
     dataset="digits",

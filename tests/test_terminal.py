@@ -16,9 +16,9 @@ from PIL import Image
 
 from budgetnet.cli import main
 from budgetnet.cli.common import progress_on
+from budgetnet.position import Position
 from budgetnet.progress import LiveProgress, PlainProgress
 from budgetnet.terminal import cell_len, columns, fitted, wrapped
-from budgetnet.training import Position
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")

@@ -33,6 +33,7 @@ from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
 from budgetnet.recipe import load_recipe
+from budgetnet.state import restore
 from budgetnet.train import _LOOK_EVERY, train
 from budgetnet.training import Training
 
@@ -288,9 +289,9 @@ def test_a_run_on_some_of_the_images_sees_them_alone_and_is_evaluated_on_them(tm
 def test_a_sealed_file_that_is_no_state_of_the_run_is_refused_in_one_line(changed, whole):
     state = checkpoint.load_state(whole / "last.ckpt")
     training = a_training(TINY)
-    training.load(state, whole / "last.ckpt", state["checksum"])
+    restore(training, state, whole / "last.ckpt", state["checksum"])
     with pytest.raises(CheckpointError, match=r"last\.ckpt") as caught:
-        a_training(TINY).load(state | changed, whole / "last.ckpt", state["checksum"])
+        restore(a_training(TINY), state | changed, whole / "last.ckpt", state["checksum"])
     assert "\n" not in str(caught.value)
 
 

@@ -82,6 +82,7 @@ GROUPS = (
         (
             "metrics",
             "runs",
+            "position",
             "progress",
             "words",
             "lineage",
@@ -98,7 +99,7 @@ GROUPS = (
         "Training",
         "a step, the loop, several processes",
         (
-            *("optim", "distill", "start", "launcher", "distributed", "advice", "training"),
+            *("optim", "distill", "start", "launcher", "distributed", "advice", "training", "state"),
             *("folder", "recorder", "resume", "train"),
         ),
         row=6,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from budgetnet.config import Config
+from budgetnet.position import Position
 from budgetnet.terminal import wrapped
 
 if TYPE_CHECKING:
     from budgetnet.data import Dataset
-    from budgetnet.training import Position
 
 COLUMNS = (
     ("epoch", "epoch", "{:>5.0f}"),

@@ -26,6 +26,7 @@ from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder
 from budgetnet.masking import masked
 from budgetnet.metrics import METRICS, SYSTEM, Metrics, of_system
+from budgetnet.state import state_of
 from budgetnet.tracking import RECORD, Tracker
 from budgetnet.training import Training
 from budgetnet.usage import Usage
@@ -59,7 +60,7 @@ class Recorder:
     def checkpoint(self) -> None:
         """Save where the training stands."""
         if self._place:
-            self._place.save(self._training.state(self._dataset.checksum))
+            self._place.save(state_of(self._training, self._dataset.checksum))
 
     def keep(self, network: nn.Module) -> None:
         """Write the weights chosen so far, as a model file that stands alone."""

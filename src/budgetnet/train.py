@@ -1,13 +1,13 @@
 """Training: from a configuration and a data folder to a run folder with chosen weights and their scores.
 
 `train` prepares a run, `_fit` is the loop, on one page, and both read from top to bottom. What a step computes is in
-`training.py`, how it is written down in `recorder.py`, and whether a run can begin or go on in `resume.py`.
+`training.py`, what is saved between two steps in `state.py`, how a run is written down in `recorder.py`, and whether it
+can begin or go on in `resume.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,12 +24,14 @@ from budgetnet.distributed import Group
 from budgetnet.errors import CheckpointError, ConfigError, FolderError, Interrupted, TrainingError, WriteError
 from budgetnet.folder import RunFolder, hold
 from budgetnet.inputs import progressive_size
+from budgetnet.position import Clock, Position
 from budgetnet.progress import Progress
 from budgetnet.recipe import load_recipe
 from budgetnet.recorder import Recorder, send_results
 from budgetnet.resume import finished, require_new, require_resumable, tidy_up
+from budgetnet.state import restore
 from budgetnet.tracking import Tracker
-from budgetnet.training import PRECISIONS, Position, Training, fitting_batch
+from budgetnet.training import PRECISIONS, Training, fitting_batch
 
 # Seconds between looks at what came of the steps. On a CPU a look is free; an accelerator would stand still after it.
 _LOOK_EVERY = {"cpu": 0.0, "cuda": 0.5, "mps": 0.5}
@@ -188,7 +190,7 @@ def _go_on(training: Training, place: RunFolder | None, dataset: Dataset, progre
     if not found:
         return
     state, path = found
-    training.load(state, path, dataset.checksum)
+    restore(training, state, path, dataset.checksum)
     config, at = training.config, training.at
     if config.epochs < at.epoch:
         raise ConfigError(
@@ -223,39 +225,36 @@ def _fit(
     if config.compile:
         training.forward = torch.compile(training.forward)
     val_images, val_labels = dataset.train.images[val_indices], dataset.train.targets[val_indices]
-    began = time.monotonic() - at.seconds  # as if the run had never stopped
-    saved = looked = at.seconds
-    look = _LOOK_EVERY[device.type] == 0
+    clock, look_every = Clock(at), _LOOK_EVERY[device.type]
+    look = look_every == 0
 
     while not _is_over(config, at):
         order = training.indices[splits.epoch_order(len(training.indices), config.seed, at.epoch)].to(device)
         training.network.train()
         for batch in splits.batches(order, config.batch_size)[at.step :]:
-            started = time.monotonic()
-            lr, gradient = training.learning_rate(at.step), _gradient_of(training, batch)
-            training.note(len(batch), *gradient())
-            if look:
-                training.settle()  # so that a loss that is not finite moves no weight
-            training.update(lr, gradient)
-            at.step += 1
-            at.epoch_seconds += time.monotonic() - started
-            at.seconds = time.monotonic() - began
-
+            with clock.working():
+                lr, gradient = training.learning_rate(at.step), _gradient_of(training, batch)
+                training.note(len(batch), *gradient())
+                if look:
+                    training.settle()  # so that a loss that is not finite moves no weight
+                training.update(lr, gradient)
+                at.step += 1
             if look:
                 progress.step(at, training.steps, lr)
-                looked = at.seconds
-            due, late = _save_is_due(training, at.seconds - saved), at.seconds - looked >= _LOOK_EVERY[device.type]
+                clock.looked()
             # All processes do these or none: `settle` sums over them, and their clocks and signals differ.
-            leave, due, look = group.agree(stop(), due, late)
+            leave, due, look = group.agree(
+                stop(), _save_is_due(training, clock.since_save), clock.since_look >= look_every
+            )
             if leave or due:
                 training.settle()
                 record.checkpoint()
-                saved = at.seconds
+                clock.saved()
             if leave:
                 raise Interrupted
 
-        training.settle()
-        at.epoch_seconds += time.monotonic() - began - at.seconds  # which the device took for the last steps
+        with clock.working():
+            training.settle()  # as long as the device takes for the last steps
         speed = at.images / at.epoch_seconds
         row = training.end_epoch()
         weights, scores = _validate(training, dataset, val_images, val_labels, row["lr"])
@@ -265,9 +264,9 @@ def _fit(
             at.best_epoch, at.best_weights = at.epoch, weights
             at.best_accuracy = scores.get("val_accuracy", at.best_accuracy)
             record.keep(training.candidates[weights])
-        saved = at.seconds = time.monotonic() - began
-        row |= scores | {"images_per_second": speed, "seconds": at.seconds}
+        row |= scores | {"images_per_second": speed, "seconds": clock.read()}
         record.epoch(row)
+        clock.saved()
         progress.epoch(row, better)
         if group.agree(stop())[0]:
             raise Interrupted

@@ -1,32 +1,31 @@
-"""What changes while a network is trained: one step of it, the end of an epoch, and how both are saved.
+"""What changes while a network is trained: one step of it, and the end of an epoch.
 
 The weights after a step are a pure function of those before it and of (seed, epoch, step), from which order, crops,
-flips and dropout are drawn; so a resumed run needs only the weights, the optimizer's memory and a few counters.
+flips and dropout are drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet import advice, cache, checkpoint, draws, memory, models, optim, splits, start
+from budgetnet import advice, cache, draws, memory, models, optim, splits, start
 from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.distributed import Group, Part
-from budgetnet.errors import CheckpointError, TrainingError, one_line
+from budgetnet.errors import TrainingError
 from budgetnet.inputs import normalize, resize
 from budgetnet.mixing import REACH, mix
 from budgetnet.policies import jensen_shannon
+from budgetnet.position import Position
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,32 +34,6 @@ _NORM_IMAGES = 10_000
 
 # Of the loss in fp16. Above it, gradients that still overflow are above 6e7.
 _LEAST_SCALE = 2.0**-10
-
-
-@dataclass
-class Position:
-    """Where a training stands between two steps."""
-
-    epoch: int = 0
-    """Epochs completed."""
-    step: int = 0
-    """Steps completed in the current epoch."""
-    images: int = 0
-    """Images seen in them."""
-    loss_sum: float = 0.0
-    """Sum of the training loss over those images."""
-    correct: int = 0
-    """How many of them, as augmented, were classified right."""
-    epoch_seconds: float = 0.0
-    """Time of the steps of the current epoch so far."""
-    seconds: float = 0.0
-    """Time of the run so far: steps, validation and saving."""
-    best_epoch: int = 0
-    """The epoch whose weights are kept; 0 is none yet."""
-    best_accuracy: float = -1.0
-    """Its validation accuracy."""
-    best_weights: str = "raw"
-    """Which of its weights: raw, or the average."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ class _Outcome:
 
 
 class Training:
-    """All that changes while training, and how it is saved.
+    """All that changes while training.
 
     Args:
         config: what to compute.
@@ -365,74 +338,6 @@ class Training:
                     for batch in splits.batches(chosen, self.config.batch_size)
                 ),
             )
-
-    def state(self, checksum: str) -> dict[str, Any]:
-        """Everything that a resumed run needs; with the checksum of the data, so that it resumes on no other."""
-        state: dict[str, Any] = {
-            "checksum": checksum,
-            "position": asdict(self.at),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "plateau": self.plateau.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        if self.start:
-            state |= {"start": self.start["sha256"]}
-        if self.teachers:
-            state |= {"teachers": self.teachers.digests}
-        if self.average:
-            state |= {"average": self.average.network.state_dict(), "average_updates": self.average.updates}
-        if self.lookahead:
-            state |= {"lookahead": self.lookahead.network.state_dict(), "lookahead_updates": self.lookahead.updates}
-        return state
-
-    def load(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
-        """Go on from a `state`, which is from a file at `path`.
-
-        Raises:
-            CheckpointError: the run was trained on other data, from other weights or by other teachers, or the file
-                holds something else.
-        """
-        try:
-            self._restore(state, path, checksum)
-        # Whoever knows the format can seal anything; what is wrong with it is met by whatever reads it first.
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            what = f"{type(error).__name__}: {one_line(error)}"
-            raise CheckpointError(
-                f"{path} has a checkpoint's checksum and not its content ({what}): resume from another, or train again"
-            ) from error
-
-    def _restore(self, state: Mapping[str, Any], path: Path, checksum: str) -> None:
-        if state["checksum"] != checksum:
-            raise CheckpointError(
-                f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "
-                "resume with the same --data"
-            )
-        others = [f"teacher {name}" for name in self.config.distill.teachers]
-        found, saved = list(self.teachers.digests if self.teachers else ()), list(state.get("teachers", ()))
-        if self.start or "start" in state:
-            others.append(f"start {self.config.start}")
-            found.append(self.start["sha256"] if self.start else "none")
-            saved.append(state.get("start", "none"))
-        for other, now, before in zip(others, found, saved, strict=True):
-            if now != before:
-                raise CheckpointError(
-                    f"{other} has changed since {path} was written (checksum {before[:12]}, found {now[:12]}): "
-                    "resume with the same file"
-                )
-        checkpoint.load_strictly(self.network, state["network"], str(path), "the run's network")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.plateau.load_state_dict(state["plateau"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            checkpoint.load_strictly(self.average.network, state["average"], str(path), "the run's network")
-            self.average.updates = state["average_updates"]
-        if self.lookahead:
-            checkpoint.load_strictly(self.lookahead.network, state["lookahead"], str(path), "the run's network")
-            self.lookahead.updates = state["lookahead_updates"]
-        self.at = Position(**state["position"])
-        if not checkpoint.has_type(self.at, Position):
-            raise TypeError(f"a position of {self.at}")
 
 
 def _untrained(config: Config, dataset: Dataset, train_indices: Tensor) -> nn.Module:
