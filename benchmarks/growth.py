@@ -30,10 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from budgetnet import cache, data, evaluate, models, splits
+from budgetnet import cache, data, models, splits
 from budgetnet.augment import Augment
 from budgetnet.config import AugmentConfig, Config, ModelConfig
 from budgetnet.devices import hardware
+from budgetnet.logits import predict_logits
 from budgetnet.training import Training
 
 Work = Callable[[], object]
@@ -92,7 +93,7 @@ def images(file: Path, n: int) -> Iterator[tuple[str, int, Work]]:
     yield "checksum", 1, partial(data._checksum, held)
     yield "gather and augment 50 batches", 3, gather_and_augment
     # A tenth of the images, as of a validation split, and next to no network: what is around it is to be seen.
-    yield "predict a tenth", 1, partial(evaluate.predict_logits, linear, pixels[: n // 10], MEAN, STD)
+    yield "predict a tenth", 1, partial(predict_logits, linear, pixels[: n // 10], MEAN, STD)
 
 
 def steps(side: int, width: int, threads: int) -> Iterator[tuple[str, int, Work]]:

@@ -32,6 +32,7 @@ from budgetnet import checkpoint, data, devices, evaluate, export, hub, masking,
 from budgetnet.classifier import Classifier
 from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError
+from budgetnet.logits import predict_logits
 from budgetnet.progress import PlainProgress
 from budgetnet.recipe import load_recipe
 from budgetnet.runs import Run
@@ -121,7 +122,7 @@ def calibrated(classifier: Classifier, pixels: Tensor, labels: Tensor) -> tuple[
     from budgetnet.remedies import fit_temperature
 
     def logits(of: Classifier, some: Tensor) -> Tensor:
-        return evaluate.predict_logits(of.computer, some, of.mean, of.std)
+        return predict_logits(of.computer, some, of.mean, of.std)
 
     temperature = fit_temperature(logits(classifier, pixels), labels)
     network = copy.deepcopy(classifier.network)
@@ -162,7 +163,7 @@ def test_scores(classifier: Classifier, dataset: Dataset, views: Sequence[str], 
     pixels, labels, _ = some_test_images(dataset, limit)
     found = {}
     for tta in views:
-        logits = evaluate.predict_logits(classifier.computer, pixels, classifier.mean, classifier.std, tta=tta)
+        logits = predict_logits(classifier.computer, pixels, classifier.mean, classifier.std, tta=tta)
         found[tta] = evaluate.score(logits, labels).to_dict()
     return found
 
@@ -182,7 +183,7 @@ def shift_scores(classifier: Classifier, dataset: Dataset, limit: int | None) ->
     pixels, labels, ids = some_test_images(dataset, limit)
 
     def classify(images: Tensor) -> list[Tensor]:
-        return [evaluate.predict_logits(classifier.computer, images, classifier.mean, classifier.std)]
+        return [predict_logits(classifier.computer, images, classifier.mean, classifier.std)]
 
     def corrupted(name: str, severity: int) -> Tensor:
         return shift.corrupt(pixels, name, severity, indices=ids, seed=SHIFT_SEED)
@@ -214,7 +215,7 @@ def build(run: Run, all_runs: Sequence[Run], dataset: Dataset, folder: Path, lim
         classifier, run.folder, folder, dataset, form="hub", precision="fp16", split="val", limit=COMPARED
     )
     boxed = checkpoint.load_classifier(folder)
-    logits = evaluate.predict_logits(boxed.computer, pixels, boxed.mean, boxed.std)
+    logits = predict_logits(boxed.computer, pixels, boxed.mean, boxed.std)
     validated = evaluate.score(logits, labels)
     if abs(validated.accuracy - val_accuracy(run)) > 0.005:
         raise BudgetnetError(

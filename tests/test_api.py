@@ -82,11 +82,11 @@ def check():
     import inspect, sys, types
     import budgetnet
     from budgetnet import evaluate, models, train
-    from budgetnet.evaluate import predict_logits
+    from budgetnet.evaluate import score
     from budgetnet.train import train as loop
     assert budgetnet.train is train and inspect.isfunction(train) and "overrides" in inspect.signature(train).parameters
     assert loop is sys.modules["budgetnet.train"].train and loop is not train
-    assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate and evaluate.predict_logits
+    assert isinstance(evaluate, types.ModuleType) and budgetnet.evaluate is evaluate and evaluate.score is score
     assert isinstance(models, types.ModuleType) and budgetnet.models is models and models.build
     assert inspect.isfunction(budgetnet.load)
 

@@ -24,6 +24,7 @@ from budgetnet.cli import main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.inputs import normalize
+from budgetnet.logits import predict_logits
 from budgetnet.options import sections
 from budgetnet.progress import Progress
 
@@ -205,7 +206,7 @@ def test_validation_images_are_corrupted_by_their_place_in_the_training_set_and_
     config = best.provenance["config"]
     _, chosen = splits.split(train.labels, config["val_size"], config["split_seed"])
     noisy = shift.corrupt(train.images[chosen], "gaussian_noise", 5, indices=chosen)
-    scores = evaluate.score(evaluate.predict_logits(best.network, noisy, best.mean, best.std), train.labels[chosen])
+    scores = evaluate.score(predict_logits(best.network, noisy, best.mean, best.std), train.labels[chosen])
     cell = result["corruptions"]["gaussian_noise"]["5"]
     assert (cell["accuracy"], cell["loss"]) == (scores.accuracy, pytest.approx(scores.loss, rel=1e-5))
 
@@ -591,7 +592,7 @@ def test_official_corrupted_images_and_new_test_sets_are_read_and_said_to_be(tmp
         list("12345"),
     )
     third = torch.from_numpy(np.load(official / "fog.npy")[8:12]).permute(0, 3, 1, 2)
-    scores = evaluate.score(evaluate.predict_logits(best.network, third, best.mean, best.std), labels)
+    scores = evaluate.score(predict_logits(best.network, third, best.mean, best.std), labels)
     assert result["corruptions"]["fog"]["3"]["loss"] == pytest.approx(scores.loss, rel=1e-4)
     assert main([*command, "--shift", "fog", "--severity", "2"]) == 0
     assert "4 images of the test split; corrupted as in tiny/CIFAR-10-C" in capsys.readouterr().out

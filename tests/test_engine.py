@@ -15,8 +15,8 @@ from budgetnet import engine, models
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.engine import Engine, compile_network
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
-from budgetnet.evaluate import predict_logits
 from budgetnet.inputs import normalize
+from budgetnet.logits import predict_logits
 from budgetnet.models.blocks import BLOCKS
 
 MEAN, STD = (0.5, 0.4, 0.45), (0.25, 0.24, 0.26)

@@ -16,6 +16,7 @@ from test_candidates import FAMILIES, RECIPE, request
 from budgetnet import candidates, checkpoint, cli, data, evaluate, fit, models, splits
 from budgetnet.config import ModelConfig, to_yaml
 from budgetnet.errors import ConfigError
+from budgetnet.logits import predict_logits
 from budgetnet.recipe import load_recipe
 from budgetnet.training import Training
 
@@ -141,7 +142,7 @@ def test_an_accuracy_of_a_fit_is_that_of_the_run_on_the_validation_split(fitted)
     run = fitted / "runs" / f"{rows[0]['name'].replace(' ', '_')}-{rows[0]['epochs']}"
     best, digits = checkpoint.load_classifier(run), data.load("digits", None)
     chosen = splits.split(digits.train.labels, RECIPE.val_size, RECIPE.split_seed)[1]
-    logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
+    logits = predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
     assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == rows[0]["accuracies"][-1]
 
 

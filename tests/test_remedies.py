@@ -8,8 +8,9 @@ from torch import nn
 from budgetnet import models, remedies
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import CheckpointError, ConfigError, DataError
-from budgetnet.evaluate import predict_logits, score
+from budgetnet.evaluate import score
 from budgetnet.inputs import normalize
+from budgetnet.logits import predict_logits
 from budgetnet.remedies import adapted, fit_shares, fit_temperature
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

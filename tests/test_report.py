@@ -16,6 +16,7 @@ from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evidence import Evidence
 from budgetnet.gallery import Judged
+from budgetnet.logits import predict_logits
 from budgetnet.recipe import load_recipe
 from budgetnet.train import train
 
@@ -93,7 +94,7 @@ def test_the_mistakes_shown_are_mistakes_with_the_probabilities_of_the_network(m
     page = parsed(made / "report.html")
     best = checkpoint.load_classifier(made)
     digits = data.load("digits", None).test
-    logits = evaluate.predict_logits(best.network, digits.images, best.mean, best.std, tta="flip")
+    logits = predict_logits(best.network, digits.images, best.mean, best.std, tta="flip")
     probabilities = torch.softmax(logits.double(), 1)
     pictures = page.all("img", loading="lazy")
     assert pictures
@@ -108,7 +109,7 @@ def test_the_mistakes_shown_are_mistakes_with_the_probabilities_of_the_network(m
 
 def test_the_logits_that_training_kept_are_used_and_are_those_of_the_record(made, monkeypatch):
     evidence = Evidence(runs.read(made), None, None, CPU)
-    monkeypatch.setattr(evaluate, "predict_logits", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr("budgetnet.evidence.predict_logits", lambda *a, **k: pytest.fail("computed again"))
     logits, labels = evidence.logits
     assert evaluate.score(logits, labels) == evidence.run.test
     assert labels.tolist() == data.load("digits", None).test.labels.tolist()

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from budgetnet.config import (
 )
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from budgetnet.inputs import progressive_size
+from budgetnet.logits import predict_logits
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
@@ -214,7 +216,7 @@ def test_the_kept_weights_have_the_best_validation_accuracy_of_all_epochs(whole)
     best = checkpoint.load_classifier(whole)
     digits = data.load("digits", None)
     chosen = splits.split(digits.train.labels, TINY.val_size, TINY.split_seed)[1]
-    logits = evaluate.predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
+    logits = predict_logits(best.network, digits.train.images[chosen], best.mean, best.std)
     assert evaluate.score(logits, digits.train.labels[chosen]).accuracy == max(accuracies)
 
 
@@ -806,7 +808,7 @@ def test_logits_that_are_not_finite_in_validation_stop_the_run_with_advice(tmp_p
     def diverged(*args, **kwargs):
         raise CheckpointError("the logits of 3 of 9 images (the first is image 1) are not finite")
 
-    monkeypatch.setattr(evaluate, "predict_logits", diverged)
+    monkeypatch.setattr(sys.modules["budgetnet.train"], "predict_logits", diverged)
     with pytest.raises(TrainingError, match=r"after epoch 1, the logits of 3 .* try a lower --optimizer\.lr"):
         run(TINY, tmp_path / "run")
 

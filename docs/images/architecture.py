@@ -67,7 +67,7 @@ GROUPS = (
     Group(
         "Evaluation",
         "scores, also under corruption",
-        ("evaluate", "remedies", "streams", "filters", "corruptions", "shift", "robustness", "seeds"),
+        ("logits", "evaluate", "remedies", "streams", "filters", "corruptions", "shift", "robustness", "seeds"),
         row=3,
     ),
     Group(

@@ -286,7 +286,8 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
 
     It is kept in the run's folder, with what it is of, as measuring takes about as long as a short training.
     """
-    from budgetnet import checkpoint, data, evaluate, robustness, shift, splits
+    from budgetnet import checkpoint, data, robustness, shift, splits
+    from budgetnet.logits import predict_logits
     from budgetnet.runs import read_mapping
 
     config, classifier = job.config, checkpoint.load_classifier(job.run)
@@ -301,7 +302,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
     chosen = held_out[splits.split(images.targets[held_out], job.shift, 0)[1]] if few else held_out
     clean, labels = images.images[chosen], images.targets[chosen]
     (scores,) = robustness.measure(
-        lambda pixels: [evaluate.predict_logits(classifier.network, pixels, classifier.mean, classifier.std)],
+        lambda pixels: [predict_logits(classifier.network, pixels, classifier.mean, classifier.std)],
         clean,
         labels,
         lambda name, severity: shift.corrupt(clean, name, severity, indices=chosen),

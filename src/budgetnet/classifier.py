@@ -22,6 +22,7 @@ from budgetnet.decoding import fitted
 from budgetnet.engine import Engine
 from budgetnet.errors import DataError
 from budgetnet.images import read_images
+from budgetnet.logits import predict_logits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,7 +96,7 @@ class Classifier:
             DataError: `images` is nothing that can be read as such.
             CheckpointError: a logit is not finite.
         """
-        return evaluate.predict_logits(self.computer, pixels_of(images, self.image_size), self.mean, self.std)
+        return predict_logits(self.computer, pixels_of(images, self.image_size), self.mean, self.std)
 
     def predict_proba(self, images: ImagesLike) -> NDArray[np.float32]:
         """The probability of each class, float32 (n, classes); n is 1 for a single image.

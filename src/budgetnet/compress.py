@@ -23,6 +23,7 @@ from budgetnet.classifier import Classifier
 from budgetnet.config import Config, DistillConfig, ModelConfig
 from budgetnet.errors import ConfigError
 from budgetnet.files import atomic_write
+from budgetnet.logits import predict_logits
 from budgetnet.models import shrink
 from budgetnet.progress import Progress
 from budgetnet.recipe import config_from_record, load_recipe
@@ -225,7 +226,7 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
     start.load(network, config, dataset)
     labels = dataset.train.targets
     _, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)
-    logits = evaluate.predict_logits(network.eval(), dataset.train.images[held_out], dataset.mean, dataset.std)
+    logits = predict_logits(network.eval(), dataset.train.images[held_out], dataset.mean, dataset.std)
     return evaluate.score(logits, labels[held_out]).accuracy
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet import checkpoint, evaluate, models
+from budgetnet import checkpoint, models
 from budgetnet.classifier import Classifier
 from budgetnet.config import DistillConfig
 from budgetnet.data import Dataset
 from budgetnet.errors import CheckpointError, ConfigError
+from budgetnet.logits import predict_logits
 
 
 def distillation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -83,7 +84,7 @@ class Teachers:
             images = dataset.train.images[indices]
             each = [
                 self._probabilities(
-                    evaluate.predict_logits(
+                    predict_logits(
                         teacher.network.to(device=device, memory_format=layout),  # type: ignore[call-overload]
                         view,
                         teacher.mean,

@@ -18,6 +18,7 @@ from budgetnet.data import Dataset
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores
 from budgetnet.gallery import Judged
+from budgetnet.logits import predict_logits
 from budgetnet.runs import Run
 from budgetnet.training import PRECISIONS
 from budgetnet.words import VIEWS
@@ -147,7 +148,7 @@ class Evidence:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         precision = PRECISIONS.get(self.run.option("precision", str) or "fp32")
         mean, std = self.classifier.mean, self.classifier.std
-        return evaluate.predict_logits(network, images, mean, std, tta=tta, precision=precision)
+        return predict_logits(network, images, mean, std, tta=tta, precision=precision)
 
     @property
     def said(self) -> str:

@@ -1,6 +1,6 @@
 """What can be done for a trained network at test time, without labels of the images that it is to classify.
 
-Averaging views is part of `evaluate.predict_logits`. Here are what those views should count for, norm statistics of the
+Averaging views is part of `logits.predict_logits`. Here are what those views should count for, norm statistics of the
 images at hand, and the temperature of the probabilities.
 """
 

@@ -24,6 +24,7 @@ from budgetnet.distributed import Group
 from budgetnet.errors import CheckpointError, ConfigError, FolderError, Interrupted, TrainingError, WriteError
 from budgetnet.folder import RunFolder, hold
 from budgetnet.inputs import progressive_size
+from budgetnet.logits import predict_logits
 from budgetnet.position import Clock, Position
 from budgetnet.progress import Progress
 from budgetnet.recipe import load_recipe
@@ -380,4 +381,4 @@ def _predict(
     config: Config,
     tta: Tta = "none",
 ) -> Tensor:
-    return evaluate.predict_logits(network, images, mean, std, tta=tta, precision=PRECISIONS[config.precision])
+    return predict_logits(network, images, mean, std, tta=tta, precision=PRECISIONS[config.precision])

@@ -186,9 +186,9 @@ def logits_of(
     shares: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """(n, classes) of uint8 pixels, by the views that were asked for."""
-    from budgetnet import evaluate
+    from budgetnet.logits import predict_logits
 
-    return evaluate.predict_logits(network, pixels, classifier.mean, classifier.std, tta=options.tta, shares=shares)
+    return predict_logits(network, pixels, classifier.mean, classifier.std, tta=options.tta, shares=shares)
 
 
 def check_remedies(options: Namespace) -> None:
@@ -197,7 +197,7 @@ def check_remedies(options: Namespace) -> None:
     Raises:
         ConfigError: names the option that is out of place or out of range.
     """
-    from budgetnet.evaluate import SHIFTS
+    from budgetnet.logits import SHIFTS
 
     target = options.norm_statistics == "target"
     if options.norm_prior is not None and not target:
@@ -293,14 +293,14 @@ class _Stages:
         """(groups, n, classes): the logits by each group of views alone, from which those by any shares follow."""
         import torch
 
-        from budgetnet.evaluate import SHIFTS
+        from budgetnet.logits import SHIFTS
 
         each = torch.eye(len(SHIFTS[self.options.tta])).tolist()
         return torch.stack([logits_of(self.network, self.classifier, pixels, self.options, alone) for alone in each])
 
     def usual(self, groups: torch.Tensor) -> torch.Tensor:
         """The logits by the shares that groups have unless told otherwise."""
-        from budgetnet.evaluate import SHARES
+        from budgetnet.logits import SHARES
 
         return _mixed(groups, SHARES[self.options.tta])
 

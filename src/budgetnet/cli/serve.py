@@ -40,8 +40,9 @@ def add(commands: Any) -> None:
 
 
 def _serve(options: Namespace) -> int:
-    from budgetnet import evaluate, guard, models, serve
+    from budgetnet import guard, models, serve
     from budgetnet.demo import Demo
+    from budgetnet.logits import predict_logits
 
     listener, url = guard.listen(options.host, options.port)  # before the model: a port that is taken is told at once
     with listener:
@@ -51,7 +52,7 @@ def _serve(options: Namespace) -> int:
         examples, source = _examples(options, classifier)
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            return evaluate.predict_logits(network, images, classifier.mean, classifier.std).softmax(1)
+            return predict_logits(network, images, classifier.mean, classifier.std).softmax(1)
 
         demo = Demo(
             name=classifier.model.name,
