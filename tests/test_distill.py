@@ -42,7 +42,7 @@ def a_teacher(folder, digits, seed, **changes):
     return folder, classifier
 
 
-def teachers(config, digits, *, indices=None, smallest=32, mirrored=False):
+def teachers(config, digits, *, indices=None, smallest=32, mirrored=False, tested=True):
     return Teachers(
         config,
         digits,
@@ -52,6 +52,7 @@ def teachers(config, digits, *, indices=None, smallest=32, mirrored=False):
         device=torch.device("cpu"),
         layout=torch.channels_last,
         precision=None,
+        tested=tested,
     )
 
 
@@ -130,10 +131,27 @@ def test_a_teacher_of_other_classes_or_images_is_refused(tmp_path, digits):
 
 def test_a_teacher_that_is_no_model_is_refused(tmp_path, digits):
     (tmp_path / "old.pth").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"teacher .*old\.pth is no run folder and no \.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"old\.pth is no run folder and no \.safetensors file"):
         teachers(DistillConfig(teachers=[str(tmp_path / "old.pth")]), digits)
-    with pytest.raises(CheckpointError, match=r"best\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match="is no run folder"):
         teachers(DistillConfig(teachers=[str(tmp_path)]), digits)
+
+
+def test_a_folder_in_hugging_faces_layout_teaches_as_the_run_does(tmp_path, digits):
+    path, _ = a_teacher(tmp_path / "run", digits, 0)
+    (tmp_path / "hub").mkdir()
+    (path / "best.safetensors").rename(tmp_path / "hub" / "model.safetensors")
+    assert teachers(DistillConfig(teachers=[str(tmp_path / "hub")]), digits).digests
+
+
+def test_a_teacher_that_was_trained_on_test_images_teaches_only_who_is_not_tested(tmp_path, digits):
+    trained = {"dataset": "digits", "val_size": 0, "split_seed": 0, "train_size": None, "train_on_test": True}
+    provenance = {"config": trained, "data_checksum": digits.checksum}
+    path, _ = a_teacher(tmp_path / "all", digits, 0, provenance=provenance)
+    config = DistillConfig(teachers=[str(path)])
+    with pytest.raises(ConfigError, match=r"teacher .*all was trained on the test images too: choose another, or give"):
+        teachers(config, digits)
+    assert teachers(config, digits, tested=False).digests
 
 
 def test_a_teacher_that_cannot_take_the_smallest_images_is_refused(tmp_path, digits):

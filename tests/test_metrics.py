@@ -74,6 +74,18 @@ def test_truncate_removes_a_torn_line(tmp_path):
     assert path.read_bytes() == b"epoch,loss\n1,0.5\n"
 
 
+def test_where_rows_may_vary_what_one_lacks_is_nan_and_what_is_new_is_a_column(tmp_path):
+    path = tmp_path / "system.csv"
+    Metrics(path, vary=True).append({"epoch": 1, "cpu": 0.5})
+    resumed = Metrics(path, vary=True)
+    resumed.append({"epoch": 2, "cpu": 0.25, "gpu": 7.0})
+    resumed.append({"epoch": 3, "cpu": 0.75})
+    Metrics(path, vary=True).append({"epoch": 4})
+    assert path.read_text() == "epoch,cpu,gpu\n1,0.5,nan\n2,0.25,7.0\n3,0.75,nan\n4,nan,nan\n"
+    Metrics(tmp_path / "metrics.csv").append({"epoch": 3, "loss": 1.0})
+    assert read_epochs(tmp_path) == [{"epoch": 3.0, "loss": 1.0, "system/cpu": 0.75}]
+
+
 def test_other_columns_than_the_files_are_refused_and_leave_it_as_it_was(tmp_path):
     path = tmp_path / "metrics.csv"
     Metrics(path).append({"epoch": 1, "loss": 0.5})

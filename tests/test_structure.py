@@ -174,6 +174,6 @@ def test_a_flag_of_a_recipe_is_read_in_one_module():
             # The first two have a `compile` of their own; the last is what blocks are told, as that module has read it.
             if ast.unparse(node.value) not in ("re", "torch", "self.options"):
                 read[node.attr].add(path.name)
-    # Whether there is a test, what may start from it, and what is said of it: not one decision.
-    assert read.pop("train_on_test") == {"train.py", "start.py", "recorder.py", "progress.py"}
+    # Whether there is a test, what may start from it and teach it, and what is said of it: not one decision.
+    assert read.pop("train_on_test") == {"train.py", "start.py", "training.py", "recorder.py", "progress.py"}
     assert {flag: len(modules) for flag, modules in read.items()} == dict.fromkeys(read, 1)

@@ -18,7 +18,7 @@ def diverged(what: str, config: Config, rate: float) -> str:
 
 
 def bad_from_the_start(what: str, config: Config) -> str:
-    """Against a first loss that is not finite: no update was made, so that no rate and no clipping can fix it."""
+    """Against a first loss that is not finite: no update came before it, so that no rate and no clipping can fix it."""
     causes = ["the images (`budgetnet data verify`)"]
     if config.distill.teachers:
         causes.append("the teachers")

@@ -195,6 +195,19 @@ def is_model(path_or_name: str | Path) -> bool:
     return str(path) == BOX or (RUNS / path).exists()
 
 
+def weights_file(path: Path) -> Path:
+    """The model file of a run folder, or of one in Hugging Face's layout, or itself.
+
+    Raises:
+        CheckpointError: it is none of these.
+    """
+    if path.is_dir():
+        path = next((path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()), path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is no run folder and no .safetensors file: give a finished run")
+    return path
+
+
 def is_narrowed(weight: Tensor) -> bool:
     """Whether a weight is kept in 16 bits where weights are: those in float32 with two dimensions or more."""
     return weight.dtype == torch.float32 and weight.ndim > 1

@@ -83,7 +83,7 @@ def plan(request: Request) -> tuple[Classifier, Config]:
             or options that do not go together.
     """
     place = checkpoint.located(request.model)
-    path = start.weights_file(place)
+    path = checkpoint.weights_file(place)
     original = checkpoint.load_classifier(path)
     trained, recipe = origin.trained_on(path, original), original.provenance.get("config")
     if not trained or not isinstance(recipe, dict):
@@ -240,7 +240,7 @@ def _described(path: Path, classifier: Classifier) -> dict[str, Any]:
         "network": classifier.model.name,
         "parameters": classifier.parameters,
         "multiply_adds": models.multiply_adds(classifier.network, classifier.image_size),
-        "bytes": start.weights_file(path).stat().st_size,
+        "bytes": checkpoint.weights_file(path).stat().st_size,
         "val_accuracy": accuracy if isinstance(accuracy, float) else None,
         "test_accuracy": test,
     }

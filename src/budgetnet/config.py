@@ -80,11 +80,11 @@ class Config:
     """Images a step, of all processes together. On the command line also auto: the recipe's, halved until a step fits
     in memory."""
     accumulate: int = 1
-    """Pieces that each process computes its images of a step in, one after the other, adding up the gradients: less
-    memory, the same step, but that batch norm has the statistics of a piece."""
+    """In how many pieces each process computes its images of a step, one after the other, adding up the gradients: less
+    memory and the same step, except that batch norm sees one piece at a time."""
     sync_norm: bool = False
-    """With several processes, take the statistics of batch norm over the images of all of them: as if one process had
-    them all, for two exchanges a norm and step. Without, over each process's own."""
+    """With several processes, take the statistics of batch norm over the images of all of them, as if one process had
+    them all; that costs two exchanges a norm and step. Without it, each process takes those of its own images."""
     exchange: Literal["fp32", "bf16"] = "fp32"
     """What gradients are rounded to on their way between processes: bf16 halves what is sent."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

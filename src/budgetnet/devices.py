@@ -66,16 +66,19 @@ def tune(device: torch.device) -> None:
         mallopt(-3, largest)  # M_MMAP_THRESHOLD
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """The device, processor, cores and threads that figures were measured on, and whether they are the same bits again.
 
-    On a CPU, one machine (its vector instructions end `cpu`) and one number of threads give the same bits. Kernels of
-    CUDA add in an order of their own, unless torch is told to use none of those.
+    On a CPU, one machine (its vector instructions end `cpu`) and one number of threads give the same bits, in one
+    process or two; the sums of more come in another order each time. Kernels of CUDA add in an order of their own,
+    unless torch is told to use none of those.
     """
     found: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
     found["cpu"] = f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
     strict = torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    found["deterministic"] = device.type == "cpu" or strict
+    found["deterministic"] = (device.type == "cpu" or strict) and processes <= 2
+    if processes > 1:
+        found["processes"] = processes
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found

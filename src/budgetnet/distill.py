@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet import checkpoint, models
+from budgetnet import checkpoint, models, origin
 from budgetnet.classifier import Classifier
 from budgetnet.config import DistillConfig
 from budgetnet.data import Dataset
-from budgetnet.errors import CheckpointError, ConfigError
+from budgetnet.errors import ConfigError
 from budgetnet.logits import predict_logits
 
 
@@ -53,13 +53,15 @@ class Teachers:
         device: where to compute.
         layout: memory format of images and weights.
         precision: of the teachers' arithmetic; None is that of their weights.
+        tested: whether the student will be: a teacher that was trained on test images would tell it of them.
 
     Attributes:
         digests: SHA-256 of each teacher's file, as hexadecimal digits, in their order.
 
     Raises:
         CheckpointError: a teacher's file is missing, damaged, or holds no model.
-        ConfigError: a teacher has other classes or images, or cannot take images that small.
+        ConfigError: a teacher has other classes or images, cannot take images that small, or was trained on those of the
+            test.
     """
 
     def __init__(
@@ -73,13 +75,14 @@ class Teachers:
         device: torch.device,
         layout: torch.memory_format,
         precision: torch.dtype | None,
+        tested: bool,
     ) -> None:
         self.config = config
         self.digests: list[str] = []
         self._networks: list[tuple[nn.Module, Tensor, Tensor]] = []  # with the factor and term of its normalisation
         self._cached: Tensor | None = None
         side = dataset.train.images.shape[-1]
-        teachers = [self._load(name, dataset, side if config.cached else smallest) for name in config.teachers]
+        teachers = [self._load(name, dataset, side if config.cached else smallest, tested) for name in config.teachers]
         if config.cached:
             images = dataset.train.images[indices]
             each = [
@@ -124,18 +127,19 @@ class Teachers:
     def _probabilities(self, logits: Tensor) -> Tensor:
         return (logits.float() / self.config.temperature).softmax(1)
 
-    def _load(self, name: str, dataset: Dataset, smallest: int) -> Classifier:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            path = path / checkpoint.WEIGHTS
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"teacher {name} is no run folder and no .safetensors file: give a finished run")
+    def _load(self, name: str, dataset: Dataset, smallest: int, tested: bool) -> Classifier:
+        path = checkpoint.weights_file(Path(name).expanduser())
         teacher = checkpoint.load_classifier(path)
         self.digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
         if teacher.classes != dataset.classes:
             raise ConfigError(
                 f"teacher {name} knows the classes {_some(teacher.classes)}, but {dataset.name} has "
                 f"{_some(dataset.classes)}: choose a teacher that was trained on the same classes"
+            )
+        if tested and origin.trained_on(path, teacher).get("train_on_test"):
+            raise ConfigError(
+                f"teacher {name} was trained on the test images too: choose another, or give --train_on_test true, as "
+                "there is no test"
             )
         side = dataset.train.images.shape[-1]
         if teacher.image_size != side:

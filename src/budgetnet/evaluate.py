@@ -1,4 +1,4 @@
-"""How good it is what a network says of images: exact scores of logits and of labels, and a table of them."""
+"""How good a network's answers are: exact scores of logits and of labels, and a table of them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(num_classes) < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
-    log_probabilities = logits - logits.logsumexp(dim=1, keepdim=True)
+    log_probabilities = _log_probabilities(logits)
     # fsum rounds once, at the end.
     loss = -math.fsum(log_probabilities.gather(1, labels[:, None]).flatten().tolist()) / n
 
@@ -108,8 +108,17 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
         **vars(by_label),
         loss=loss,
         top5=int((rank < 5).sum()) / n if num_classes >= _TOP5_FROM else None,
-        ece=_calibration_error(log_probabilities.amax(dim=1).exp(), predicted == labels),
+        ece=_calibration_error(_confidence(log_probabilities), predicted == labels),
     )
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return logits - logits.logsumexp(dim=1, keepdim=True)
+
+
+def _confidence(log_probabilities: Tensor) -> Tensor:
+    """The probability of the predicted class."""
+    return log_probabilities.amax(dim=1).exp()
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def reliability(logits: Tensor, labels: Tensor) -> list[Bin]:
         labels: integers (n,) in [0, classes), on any device.
     """
     logits, labels = logits.detach().cpu().double(), labels.detach().cpu().long()
-    confidence, predicted = torch.softmax(logits, dim=1).max(dim=1)
+    confidence, predicted = _confidence(_log_probabilities(logits)), logits.argmax(dim=1)
     bins, correct = _bins(confidence), (predicted == labels).double()
     found = []
     for b in range(_ECE_BINS):

@@ -115,8 +115,13 @@ def make_folder(path: Path) -> None:
 def clear_parts(folder: Path) -> None:
     """Remove what writers that died have left in a folder; whoever calls this knows that nobody writes there now."""
     for path in folder.iterdir():
-        if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+        if is_part(path):
             path.unlink(missing_ok=True)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is one that `atomic_write` has not finished."""
+    return re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name) is not None
 
 
 def flush(path: Path) -> None:

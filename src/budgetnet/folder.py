@@ -16,7 +16,7 @@ from typing import Any
 
 from budgetnet import checkpoint
 from budgetnet.errors import DamagedError, FolderError
-from budgetnet.files import clear_parts, flush, make_folder
+from budgetnet.files import clear_parts, flush, is_part, make_folder
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 _LOCK = ".lock"
@@ -116,7 +116,7 @@ def hold(path: Path, warn: Callable[[str], None]) -> Iterator[RunFolder]:
 
 def is_empty(path: Path) -> bool:
     """Whether a folder holds nothing but what a process that died, or one that starts, has put there."""
-    return all(entry.name == _LOCK or entry.name.endswith(".part") for entry in path.iterdir())
+    return all(entry.name == _LOCK or is_part(entry) for entry in path.iterdir())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
@@ -24,21 +25,24 @@ class Metrics:
 
     Args:
         path: the file, new or of the run that is resumed; its folder exists.
+        vary: whether rows may have other names than the first, as a run may be resumed on a machine that measures other
+            things; what a row lacks is nan.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, vary: bool = False) -> None:
         self._path = path
+        self._vary = vary
         self._columns: list[str] | None = None
 
     def append(self, row: Mapping[str, float | int]) -> None:
         """Add a row.
 
         Args:
-            row: the epoch under "epoch", and numbers under the names that the first row has.
+            row: the epoch under "epoch", and numbers under the names that the first row has, or with `vary` others.
 
         Raises:
             DataError: the file that is there is damaged, or cannot be written.
-            TrainingError: the names differ from the file's.
+            TrainingError: the names differ from the file's, and may not.
         """
         columns = self._columns
         if columns is None:
@@ -47,6 +51,12 @@ class Metrics:
                 self._rewrite(columns, rows)
         new = not columns
         columns = columns or list(row)
+        if self._vary:
+            if more := [name for name in row if name not in columns]:
+                columns, rows, _ = _parse_metrics(self._path)
+                columns += more
+                self._rewrite(columns, [cells + ["nan"] * len(more) for cells in rows])
+            row = {**dict.fromkeys(columns, math.nan), **row}
         if set(row) != set(columns):
             raise TrainingError(
                 f"{self._path}: the columns are {', '.join(columns)} and the new row has {', '.join(row)}; "
@@ -99,8 +109,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def of_system(row: Mapping[str, float]) -> dict[str, float]:
-    """A row of system.csv by MLflow's names, `system/NAME`, which its page shows apart; without the epoch."""
-    return {f"system/{name}": value for name, value in row.items() if name != "epoch"}
+    """What was measured in a row of system.csv by MLflow's names, `system/NAME`, which its page shows apart."""
+    return {f"system/{name}": value for name, value in row.items() if name != "epoch" and not math.isnan(value)}
 
 
 def read_epochs(run: Path) -> list[dict[str, float]]:

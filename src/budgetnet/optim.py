@@ -18,9 +18,10 @@ from budgetnet.config import OptimizerConfig, ScheduleConfig
 def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """The trainable parameters of `network`, each once, grouped by how they are updated.
 
-    Norm biases learn at `config.bias_lr` times the learning rate, linear layers at `config.head_lr` times; parameters
-    of one dimension (norms and biases) are decayed only with `config.decay_norms`. A group's `lr_factor` multiplies the
-    scheduled learning rate; `orthogonal` says whether muon orthogonalises its updates: those of convolutions.
+    Biases of batch and layer norms learn at `config.bias_lr` times the learning rate, linear layers at `config.head_lr`
+    times; parameters of one dimension (norms and biases) are decayed only with `config.decay_norms`. A group's
+    `lr_factor` multiplies the scheduled learning rate; `orthogonal` says whether muon orthogonalises its updates: those
+    of convolutions.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()  # a parameter that two modules share is updated once
@@ -29,7 +30,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            norm_bias = name == "bias" and isinstance(module, nn.modules.batchnorm._NormBase)
+            norm_bias = name == "bias" and isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm))
             lr_factor = config.bias_lr if norm_bias else config.head_lr if isinstance(module, nn.Linear) else 1.0
             # Decay shrinks a weight by lr * decay each step: dividing keeps it the same for faster biases.
             decay = config.weight_decay / lr_factor if config.decay_norms or parameter.ndim > 1 else 0.0
@@ -229,6 +230,8 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: i
             return max(config.floor, config.gamma ** int((step - warmup) / steps_per_epoch))
         case "restarts":
             position, period = (step - warmup) / steps_per_epoch, config.period
+            if config.period_growth == 1:
+                position %= period
             while position >= period:
                 position, period = position - period, period * config.period_growth
             return _cosine(position / period, 1.0, config.floor)

@@ -1,7 +1,7 @@
 """What a training leaves behind: its run folder, which is the source of truth, and the copy of it in MLflow.
 
-The loop calls `begin`, within an epoch `checkpoint` where one is due, after it `keep` where it is the best so far and
-`epoch`; `complete` or `fail` is the end.
+The loop calls `checkpoint` within an epoch where one is due, after it `keep` where it is the best so far, and `epoch`.
+Around the loop, `train` calls `begin` and `complete`, or `fail` where an error ends it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Recorder:
     def __init__(self, place: RunFolder | None, training: Training, dataset: Dataset, tracker: Tracker) -> None:
         self._place, self._training, self._dataset, self._tracker = place, training, dataset, tracker
         if place:
-            self._metrics, self._system = Metrics(place.path / METRICS), Metrics(place.path / SYSTEM)
+            self._metrics, self._system = Metrics(place.path / METRICS), Metrics(place.path / SYSTEM, vary=True)
             self._usage = Usage(place.path, training.device)
 
     def begin(self) -> None:
@@ -148,7 +148,7 @@ def tags(training: Training, dataset: Dataset, val_images: int) -> dict[str, str
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Versions of budgetnet, Python and torch."""
     return {"budgetnet": __version__, "python": platform.python_version(), "torch": torch.__version__}
 
 

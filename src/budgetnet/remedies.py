@@ -57,7 +57,7 @@ def adapted(
     """
     if prior < 0:
         raise ConfigError(f"norm_prior is {prior}, expected 0 or more images")
-    if len(images) + prior < 2:
+    if not len(images) or len(images) + prior < 2:
         raise DataError(f"found {len(images)} images, expected two or more to take norm statistics of, or a prior")
     network = copy.deepcopy(network).eval()
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

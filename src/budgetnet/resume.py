@@ -31,7 +31,7 @@ def require_new(run: Path) -> None:
 
 
 def require_resumable(config: Config, run: Path) -> None:
-    """Refuse to resume what is not there, or under a configuration that would compute something else.
+    """Refuse to resume what is not there, or under other options.
 
     Raises:
         CheckpointError: there is no run.
@@ -53,7 +53,14 @@ def finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
         return None
     with contextlib.suppress(DataError, KeyError):
         summary = runs.read_summary(run)
-        if summary["final"] and (summary["test"] or not test):
+        final = summary["final"]
+        whole = {"best_epoch", "minutes"} <= final.keys() and {
+            "chosen_by",
+            "tta",
+            "parameters",
+            "tags",
+        } <= summary.keys()
+        if whole and (summary["test"] or not test):
             return summary
     return None
 

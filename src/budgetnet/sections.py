@@ -244,8 +244,8 @@ class DistillConfig:
     weight: float = 0.9
     """Weight of the teachers in the loss; that of the labels is the rest."""
     cached: bool = False
-    """Ask the teachers once about each training image (and its mirror, with augment.flip), instead of about every view
-    that the student sees, which costs their forward pass each step (and is better: Beyer et al. 2022,
+    """Ask the teachers once about each training image (and its mirror, with augment.flip), and not about every view
+    that the student sees. That saves their forward pass in each step; every view is better (Beyer et al. 2022,
     arXiv:2106.05237)."""
 
     def __post_init__(self) -> None:
@@ -321,9 +321,10 @@ class ScheduleConfig:
     name: Literal["constant", "cosine", "multistep", "exponential", "plateau", "restarts", "onecycle", "triangular"] = (
         "cosine"
     )
-    """constant; cosine to `floor`; drops by `gamma` at `milestones`; by `gamma` each epoch; by `gamma` when validation
-    loss stalls; cosine with warm restarts (Loshchilov and Hutter 2017, arXiv:1608.03983); one cycle (Smith 2018,
-    arXiv:1708.07120: cosine up over `peak`, cosine down); straight up over `peak`, straight down."""
+    """cosine: falls to `floor`. multistep: drops by `gamma` at `milestones`. exponential: drops by `gamma` each epoch.
+    plateau: drops by `gamma` when validation loss stalls. restarts: cosines, each from the top (Loshchilov and Hutter
+    2017, arXiv:1608.03983). onecycle: cosine up over `peak`, cosine down (Smith 2018, arXiv:1708.07120). triangular:
+    straight up over `peak`, straight down."""
     warmup: float = 0.0
     """Epochs of linear warm-up from near 0, before all but onecycle and triangular."""
     floor: float = 0.0
@@ -348,7 +349,7 @@ class ScheduleConfig:
         require(0 <= self.floor <= 1, "schedule.floor", self.floor, "a factor in [0, 1]")
         require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "a factor in (0, 1]")
         require(self.patience >= 0, "schedule.patience", self.patience, "0 or more epochs")
-        require(0 < self.period < math.inf, "schedule.period", self.period, "a number of epochs above 0")
+        require(0.01 <= self.period < math.inf, "schedule.period", self.period, "0.01 epochs or more")
         require(1 <= self.period_growth < math.inf, "schedule.period_growth", self.period_growth, "1 or more")
         require(0 < self.peak < 1, "schedule.peak", self.peak, "a share in (0, 1)")
         require(0 <= self.start <= 1, "schedule.start", self.start, "a factor in [0, 1]")

@@ -10,28 +10,14 @@ import torch
 from torch import nn
 
 from budgetnet import checkpoint, optim, origin, splits
-from budgetnet.checkpoint import HUB_WEIGHTS, WEIGHTS
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config, ModelConfig
 from budgetnet.data import Dataset
-from budgetnet.errors import CheckpointError, ConfigError
+from budgetnet.errors import ConfigError
 from budgetnet.inputs import normalize
 from budgetnet.models import shrink
 
 _NORM_IMAGES, _NORM_BATCH = 2000, 500
-
-
-def weights_file(path: Path) -> Path:
-    """The model file of a run folder, or of one in Hugging Face's layout, or itself.
-
-    Raises:
-        CheckpointError: it is none of these.
-    """
-    if path.is_dir():
-        path = next((path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()), path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is no run folder and no .safetensors file: give a finished run")
-    return path
 
 
 def made_smaller(classifier: Classifier, model: ModelConfig, source: str) -> nn.Module:
@@ -67,7 +53,7 @@ def load(network: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]
     """
     assert config.start is not None
     name = config.start
-    path = weights_file(Path(name).expanduser())
+    path = checkpoint.weights_file(Path(name).expanduser())
     classifier = checkpoint.load_classifier(path)
     trained = origin.trained_on(path, classifier)
     if not trained:

@@ -114,7 +114,7 @@ def train(
         tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track and group.leader)
         record = Recorder(place, training, dataset, tracker)
         record.begin()
-        progress.begin(config, dataset, run, tags)
+        progress.begin(config, loaded, run, tags)
         tracker.start(run.resolve().name, asdict(config), tags)
         with _said_how_it_ended(record, config, device):
             try:
@@ -350,7 +350,7 @@ def _summary(
     training: Training, run: Path, tags: Mapping[str, str], test: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What summary.json holds of a run and its scores on the test images by views, where there are some."""
-    config, at, processes = training.config, training.at, training.group.size
+    config, at = training.config, training.at
     final: dict[str, Any] = {f"test_{key}": test["none"][key] for key in ("accuracy", "loss", "ece") if test}
     if config.tta in test and config.tta != "none":
         final["test_accuracy_tta"] = test[config.tta]["accuracy"]
@@ -368,7 +368,7 @@ def _summary(
         "budget": config.budget,
         "tags": dict(tags),
         "versions": recorder.versions(),
-        "hardware": devices.hardware(training.device) | ({"processes": processes} if processes > 1 else {}),
+        "hardware": devices.hardware(training.device, training.group.size),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from budgetnet import advice, cache, draws, memory, models, optim, splits, start
+from budgetnet import advice, cache, draws, memory, models, optim, origin, splits, start
 from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.data import Dataset
@@ -119,6 +119,7 @@ class Training:
                 device=device,
                 layout=self.layout,
                 precision=PRECISIONS[config.precision],
+                tested=not config.train_on_test,
             )
             if config.distill.teachers
             else None
@@ -266,7 +267,7 @@ class Training:
         return ""
 
     def learning_rate(self, step: int) -> float:
-        """Of a step of the current epoch."""
+        """The learning rate at a step of the current epoch, the plateau's factor included."""
         at, config = self.at, self.config
         factor = optim.lr_factor(config.schedule, at.epoch * self.steps + step, self.steps, config.epochs)
         return config.optimizer.lr * self.plateau.factor * factor
@@ -350,7 +351,8 @@ def _untrained(config: Config, dataset: Dataset, train_indices: Tensor) -> nn.Mo
         models.kaiming_(network)
     if isinstance(network, models.Initializable):
         enough = 5000 * 32**2 // dataset.train.images[0, 0].numel()  # pixels are what counts, and what costs memory
-        sample = dataset.train.images[train_indices[: max(1, enough)]]
+        chosen, _ = origin.some_of(train_indices, max(1, enough)).sort()
+        sample = dataset.train.images[chosen]
         network.initialize(normalize(sample, dataset.mean, dataset.std))
     return network
 
