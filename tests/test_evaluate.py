@@ -301,6 +301,15 @@ def test_the_bins_of_a_reliability_diagram_equal_a_loop_and_add_up_to_the_calibr
     assert any(not each.images for each in found)
 
 
+@pytest.mark.parametrize("classes", [3, 5])
+def test_bins_of_ties_at_their_edges_are_those_of_the_calibration_error(classes):
+    logits = torch.arange(40, dtype=torch.float64)[:, None].expand(40, classes) / 2  # a confidence of 1 / 3 is an edge
+    labels = torch.arange(40) % 2
+    found = reliability(logits, labels)
+    error = sum(each.images * abs(each.confidence - each.accuracy) for each in found if each.images) / 40
+    assert error == pytest.approx(score(logits, labels).ece, abs=1e-12)
+
+
 def test_the_bins_of_narrow_logits_are_computed_in_64_bits():
     logits, labels = random_case(200, 5, 1)
     narrow = logits.float().requires_grad_()

@@ -123,6 +123,11 @@ def test_what_dead_writers_left_in_the_folder_is_removed(tmp_path):
         assert not (tmp_path / ".0123456789abcdef.part").exists()
 
 
+def test_a_file_of_the_users_is_no_leftover_though_it_is_called_part(tmp_path):
+    (tmp_path / "chapter.part").write_text("mine")
+    assert not is_empty(tmp_path)
+
+
 def test_a_read_only_folder_is_one_line(tmp_path, monkeypatch):
     def refuse(path, *_, **__):
         raise OSError(errno.EROFS, "Read-only file system", os.fspath(path))

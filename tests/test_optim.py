@@ -316,6 +316,11 @@ def test_every_trainable_parameter_is_updated_once_and_as_its_kind_asks(name, de
         assert group["lr"] * group["weight_decay"] == pytest.approx(0.5 * 0.02 if decayed else 0.0)
 
 
+def test_biases_of_layer_norms_are_norm_biases():
+    groups = parameter_groups(nn.Sequential(nn.LayerNorm(3), nn.Conv2d(3, 3, 1)), OptimizerConfig(bias_lr=64.0))
+    assert {group["lr_factor"]: len(group["params"]) for group in groups} == {64.0: 1, 1.0: 3}
+
+
 def test_frozen_parameters_are_in_no_group():
     network = narrow("resnet18")
     network.conv1.requires_grad_(False)

@@ -110,6 +110,8 @@ def test_what_cannot_be_adapted_is_refused(network):
         adapted(network, images(3), MEAN, STD, -1)
     with pytest.raises(DataError, match="found 1 images, expected two or more"):
         adapted(network, images(1), MEAN, STD)
+    with pytest.raises(DataError, match="found 0 images"):
+        adapted(network, images(3)[:0], MEAN, STD, 16)
     with pytest.raises(ConfigError, match="no batch norms"):
         adapted(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), images(3), MEAN, STD)
     with torch.no_grad():

@@ -215,12 +215,18 @@ def test_a_run_trained_on_the_test_images_has_no_score_and_says_so(tmp_path, par
     assert "the last ones: nothing was held out to choose by" in page.text
 
 
-def test_a_run_trained_on_the_test_images_is_shown_by_its_validation_images_alone(tmp_path, parsed):
+def test_a_run_trained_on_the_test_images_is_shown_by_its_validation_images_alone(tmp_path, parsed, capsys):
     run = tmp_path / "run"
-    arguments = ["--train_on_test", "true", "--epochs", "1", "--no-track", "--quiet", "--output", str(run)]
+    arguments = ["--train_on_test", "true", "--train_size", "1000", "--epochs", "1", "--no-track", "--output", str(run)]
     assert main(["train", str(SMOKE), *arguments]) == 0
+    told = "1,438 training images, 1,000 of them used, 200 to choose by; 359 test images, trained on too"
+    assert told in " ".join(capsys.readouterr().out.split())
     page = parsed(run / "report.html")
-    assert "1,597 trained on, 200 held out" in page.text
+    assert "1,359 trained on, 200 held out" in page.text
+    summary = (run / "summary.json").read_text()
+    (run / "summary.json").unlink()
+    assert "1,359 trained on, 200 held out" in reported(run, parsed).text, "of a run that goes on"
+    (run / "summary.json").write_text(summary)
     best = runs.read(run).find("final.val_accuracy", float)
     evidence = Evidence(runs.read(run), None, None, CPU)
     assert evidence.scores.accuracy == best, "by the very images that the run was validated on"
@@ -230,6 +236,18 @@ def test_a_run_trained_on_the_test_images_is_shown_by_its_validation_images_alon
 def test_a_data_set_that_this_version_does_not_know_is_said_and_no_failure(make_run, tmp_path, parsed):
     folder = make_run(tmp_path / "run", "--dataset", "martian")
     assert "this version does not know the data set 'martian'" in reported(folder, parsed).text
+
+
+def test_what_a_run_kept_of_its_test_is_used_though_a_score_was_computed_otherwise_then(run):
+    summary = json.loads((run / "summary.json").read_text())
+    for scores in summary["test"].values():
+        scores["ece"] += 0.1
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert runs.read(run).predictions() is not None
+    for scores in summary["test"].values():
+        scores["loss"] += 0.1
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert runs.read(run).predictions() is None
 
 
 def test_weights_of_another_number_of_classes_than_the_scores_are_refused(run):

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ from budgetnet.config import (
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
 from budgetnet.inputs import progressive_size
 from budgetnet.logits import predict_logits
+from budgetnet.metrics import read_epochs
 from budgetnet.mixing import mix
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
@@ -38,6 +40,7 @@ from budgetnet.recipe import load_recipe
 from budgetnet.state import restore
 from budgetnet.train import _LOOK_EVERY, train
 from budgetnet.training import Training
+from budgetnet.usage import Usage
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -291,9 +294,9 @@ def test_a_run_on_some_of_the_images_sees_them_alone_and_is_evaluated_on_them(tm
 def test_a_sealed_file_that_is_no_state_of_the_run_is_refused_in_one_line(changed, whole):
     state = checkpoint.load_state(whole / "last.ckpt")
     training = a_training(TINY)
-    restore(training, state, whole / "last.ckpt", state["checksum"])
+    restore(training, state, whole / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt") as caught:
-        restore(a_training(TINY), state | changed, whole / "last.ckpt", state["checksum"])
+        restore(a_training(TINY), state | changed, whole / "last.ckpt")
     assert "\n" not in str(caught.value)
 
 
@@ -773,6 +776,40 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(whole, tmp_pat
 def test_a_finished_run_is_not_tested_again(whole, monkeypatch):
     monkeypatch.setattr(data, "load", None)
     assert run(TINY, whole, resume=True) == json.loads((whole / "summary.json").read_text())
+
+
+def test_a_damaged_summary_is_made_again(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for damaged in ({"final": {"minutes": 1}, "test": {"none": {}}}, {"final": {}, "test": {}}):
+        (tmp_path / "run" / "summary.json").write_text(json.dumps(damaged))
+        run(TINY, tmp_path / "run", resume=True)
+        assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_goes_on_where_other_things_of_the_machine_are_measured(whole, tmp_path, monkeypatch):
+    stopper = Stopper(STEPS + 2)
+    with pytest.raises(Interrupted):
+        run(TINY, tmp_path / "run", progress=stopper, stop=stopper.asked)
+    monkeypatch.setattr(Usage, "read", lambda self: {"gpu_memory_usage_megabytes": 5.0})
+    run(TINY, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+    first, *others = read_epochs(tmp_path / "run")
+    assert "system/gpu_memory_usage_megabytes" not in first
+    assert [row["system/gpu_memory_usage_megabytes"] for row in others] == [5.0] * (TINY.epochs - 1)
+
+
+def test_whitening_looks_at_images_of_all_classes_though_they_come_in_order(monkeypatch):
+    shown = []
+    monkeypatch.setattr(models.whitened.WhitenedNetwork, "initialize", lambda self, images: shown.append(images))
+    n = 5002
+    images = torch.arange(2, dtype=torch.uint8).repeat_interleave(n)[:, None, None, None].expand(-1, 3, 32, 32)
+    both = data.Images(images, torch.arange(2).repeat_interleave(n))
+    dataset = replace(data.load("digits", None), train=both, classes=("black", "nearly"))
+    config = replace(TINY, model=ModelConfig(name="whitened_cnn", width=8))
+    Training(config, dataset, torch.arange(2 * n), torch.device("cpu"))
+    _, counts = shown[0][:, 0, 0, 0].unique(return_counts=True)
+    assert counts.sum() == 5000
+    assert 2000 < counts[0] < 3000
 
 
 def test_a_resumed_run_keeps_its_options_but_for_the_total_of_epochs(whole):

@@ -60,8 +60,8 @@ class Teachers:
 
     Raises:
         CheckpointError: a teacher's file is missing, damaged, or holds no model.
-        ConfigError: a teacher has other classes or images, cannot take images that small, or was trained on those of the
-            test.
+        ConfigError: a teacher has other classes or images, cannot take images that small, or was trained on those
+            of the test.
     """
 
     def __init__(

@@ -20,7 +20,6 @@ from torch import nn
 from budgetnet import __version__, checkpoint, models
 from budgetnet.classifier import Classifier
 from budgetnet.config import to_yaml
-from budgetnet.data import Dataset
 from budgetnet.errors import Interrupted
 from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder
@@ -38,12 +37,11 @@ class Recorder:
     Args:
         place: the run's folder, held by this process; None writes nothing.
         training: what is written down.
-        dataset: what it trains on.
         tracker: the copy in MLflow.
     """
 
-    def __init__(self, place: RunFolder | None, training: Training, dataset: Dataset, tracker: Tracker) -> None:
-        self._place, self._training, self._dataset, self._tracker = place, training, dataset, tracker
+    def __init__(self, place: RunFolder | None, training: Training, tracker: Tracker) -> None:
+        self._place, self._training, self._tracker = place, training, tracker
         if place:
             self._metrics, self._system = Metrics(place.path / METRICS), Metrics(place.path / SYSTEM, vary=True)
             self._usage = Usage(place.path, training.device)
@@ -60,14 +58,14 @@ class Recorder:
     def checkpoint(self) -> None:
         """Save where the training stands."""
         if self._place:
-            self._place.save(state_of(self._training, self._dataset.checksum))
+            self._place.save(state_of(self._training))
 
     def keep(self, network: nn.Module) -> None:
         """Write the weights chosen so far, as a model file that stands alone."""
         if not self._place:
             return
         self._place.require()
-        training, dataset = self._training, self._dataset
+        training, dataset = self._training, self._training.dataset
         config, at = training.config, training.at
         provenance: dict[str, Any] = {
             "config": masked(asdict(config)),
@@ -122,9 +120,9 @@ def send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any]) -> Non
     tracker.finish("FINISHED", files, checkpoint.load_classifier(run), summary["final"])
 
 
-def tags(training: Training, dataset: Dataset, val_images: int) -> dict[str, str]:
+def tags(training: Training, val_images: int) -> dict[str, str]:
     """What a run is known by in MLflow and in its summary."""
-    config = training.config
+    config, dataset = training.config, training.dataset
     images = {
         "train": len(training.indices),
         "val": val_images,

@@ -145,7 +145,7 @@ def _cards(evidence: Evidence) -> list[tuple[str, object, object]]:
 def _trained_images(run: Run, dataset: Dataset) -> int:
     if trained := run.find("tags.train_images", str):
         return int(trained)
-    everything = len(dataset.train) - (run.option("val_size", int) or 0)
+    everything = run.option("train_size", int) or len(dataset.train) - (run.option("val_size", int) or 0)
     return everything + (len(dataset.test) if run.option("train_on_test", bool) else 0)
 
 

@@ -53,14 +53,8 @@ def finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
         return None
     with contextlib.suppress(DataError, KeyError):
         summary = runs.read_summary(run)
-        final = summary["final"]
-        whole = {"best_epoch", "minutes"} <= final.keys() and {
-            "chosen_by",
-            "tta",
-            "parameters",
-            "tags",
-        } <= summary.keys()
-        if whole and (summary["test"] or not test):
+        told = {"chosen_by", "tta", "parameters", "tags"} <= summary.keys()
+        if told and {"best_epoch", "minutes"} <= summary["final"].keys() and (summary["test"] or not test):
             return summary
     return None
 

@@ -16,10 +16,10 @@ from budgetnet.position import Position
 from budgetnet.training import Training
 
 
-def state_of(training: Training, checksum: str) -> dict[str, Any]:
+def state_of(training: Training) -> dict[str, Any]:
     """Everything that a resumed run needs; with the checksum of the data, so that it resumes on no other."""
     state: dict[str, Any] = {
-        "checksum": checksum,
+        "checksum": training.dataset.checksum,
         "position": asdict(training.at),
         "network": training.network.state_dict(),
         "optimizer": training.optimizer.state_dict(),
@@ -37,21 +37,20 @@ def state_of(training: Training, checksum: str) -> dict[str, Any]:
     return state
 
 
-def restore(training: Training, state: Mapping[str, Any], path: Path, checksum: str) -> None:
+def restore(training: Training, state: Mapping[str, Any], path: Path) -> None:
     """Bring a training to where the one that `state_of` saved stood.
 
     Args:
         training: of the same configuration, changed in place.
         state: from the file at `path`.
         path: what errors name.
-        checksum: of the data that it trains on.
 
     Raises:
         CheckpointError: the run was trained on other data, from other weights or by other teachers, or the file holds
             something else.
     """
     try:
-        _require_same(training, state, path, checksum)
+        _require_same(training, state, path)
         _restore(training, state, path)
     # Whoever knows the format can seal anything; what is wrong with it is met by whatever reads it first.
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -61,8 +60,9 @@ def restore(training: Training, state: Mapping[str, Any], path: Path, checksum: 
         ) from error
 
 
-def _require_same(training: Training, state: Mapping[str, Any], path: Path, checksum: str) -> None:
+def _require_same(training: Training, state: Mapping[str, Any], path: Path) -> None:
     """Refuse a state of other data, other teachers or another start."""
+    checksum = training.dataset.checksum
     if state["checksum"] != checksum:
         raise CheckpointError(
             f"{path} belongs to a run on other data (checksum {state['checksum'][:12]}, found {checksum[:12]}): "

@@ -91,8 +91,8 @@ def train(
     devices.tune(device)
     config = _settled(config, folder, device)
     if fit_memory:
-        config = _known_batch(config, run, group, resume)
-    if summary := group.lead(lambda: _nothing_left(config, run, test, resume)):
+        config = _with_its_batch_size(config, run, group, resume)
+    if summary := group.lead(lambda: _finished_before(config, run, test, resume)):
         progress.say(f"{run} is finished: there is nothing left to train")
         if group.leader:
             tidy_up(config, run, summary, track, progress)
@@ -109,19 +109,20 @@ def train(
     with hold(run, progress.warn) if group.leader else contextlib.nullcontext() as place:
         if place and not resume:
             require_new(run)  # another may have been here in the meantime
-        _go_on(training, place if resume else None, dataset, progress)
-        tags = recorder.tags(training, dataset, len(val_indices)) | dict(tags or {})
+        if resume:
+            _go_on(training, place, progress)
+        tags = recorder.tags(training, len(val_indices)) | dict(tags or {})
         tracker = Tracker(run, experiment=config.experiment, warn=progress.warn, enabled=track and group.leader)
-        record = Recorder(place, training, dataset, tracker)
+        record = Recorder(place, training, tracker)
         record.begin()
         progress.begin(config, loaded, run, tags)
         tracker.start(run.resolve().name, asdict(config), tags)
         with _said_how_it_ended(record, config, device):
             try:
-                _fit(training, dataset, val_indices, record, progress, stop)
+                _fit(training, val_indices, record, progress, stop)
             finally:
                 progress.end()
-            summary = _summary(training, run, tags, _test(training, dataset, run, test))
+            summary = _summary(training, run, tags, _test(training, run) if test else {})
             group.leave()
             record.complete(summary)
         if place:
@@ -138,8 +139,12 @@ def _settled(config: Config, folder: Path | None, device: torch.device) -> Confi
     return replace(config, precision=devices.precision(config.precision, device), model=model)
 
 
-def _known_batch(config: Config, run: Path, group: Group, resume: bool) -> Config:
-    """With `fit_memory`, the batch size that a run which goes on has found when it began."""
+def _with_its_batch_size(config: Config, run: Path, group: Group, resume: bool) -> Config:
+    """With `fit_memory`: a run that goes on keeps the batch size that it found when it began.
+
+    Raises:
+        ConfigError: of several processes, or of `accumulate`, for which none is looked for.
+    """
     if group.size > 1 or config.accumulate > 1:
         raise ConfigError("--batch-size auto is of one process, and of accumulate 1: give a number")
     if resume and (run / "config.yaml").is_file():
@@ -147,8 +152,12 @@ def _known_batch(config: Config, run: Path, group: Group, resume: bool) -> Confi
     return config
 
 
-def _nothing_left(config: Config, run: Path, test: bool, resume: bool) -> dict[str, Any] | None:
-    """The summary of a run that is finished; None of one that can begin or go on. All others are refused."""
+def _finished_before(config: Config, run: Path, test: bool, resume: bool) -> dict[str, Any] | None:
+    """The summary of a run that is finished; None of one that can begin or go on.
+
+    Raises:
+        TrainingError, CheckpointError, ConfigError: it can do neither; see `require_new` and `require_resumable`.
+    """
     if not resume:
         require_new(run)
         return None
@@ -178,20 +187,19 @@ def _split(config: Config, loaded: Dataset, progress: Progress) -> tuple[Dataset
     return dataset, train, val
 
 
-def _go_on(training: Training, place: RunFolder | None, dataset: Dataset, progress: Progress) -> None:
+def _go_on(training: Training, place: RunFolder | None, progress: Progress) -> None:
     """Bring `training` to where the run stopped; to the beginning, where it died before its first checkpoint.
 
     Args:
         training: what is changed, in every process.
-        place: the run's folder; None in processes that have none, and in all where there is nothing to go on with.
-        dataset: what it trains on, which must be the same.
+        place: the run's folder; None in processes that have none.
         progress: told of a checkpoint that is damaged, and of the one that is taken instead.
     """
     found = training.group.lead(lambda: place.load(progress.warn) if place else None)
     if not found:
         return
     state, path = found
-    restore(training, state, path, dataset.checksum)
+    restore(training, state, path)
     config, at = training.config, training.at
     if config.epochs < at.epoch:
         raise ConfigError(
@@ -214,18 +222,14 @@ def _said_how_it_ended(record: Recorder, config: Config, device: torch.device) -
 
 
 def _fit(
-    training: Training,
-    dataset: Dataset,
-    val_indices: Tensor,
-    record: Recorder,
-    progress: Progress,
-    stop: Callable[[], bool],
+    training: Training, val_indices: Tensor, record: Recorder, progress: Progress, stop: Callable[[], bool]
 ) -> None:
     """The training loop: from where `training` stands to the last epoch."""
     config, device, at, group = training.config, training.device, training.at, training.group
     if config.compile:
         training.forward = torch.compile(training.forward)
-    val_images, val_labels = dataset.train.images[val_indices], dataset.train.targets[val_indices]
+    every = training.dataset.train
+    val_images, val_labels = every.images[val_indices], every.targets[val_indices]
     clock, look_every = Clock(at), _LOOK_EVERY[device.type]
     look = look_every == 0
 
@@ -234,11 +238,12 @@ def _fit(
         training.network.train()
         for batch in splits.batches(order, config.batch_size)[at.step :]:
             with clock.working():
-                lr, gradient = training.learning_rate(at.step), _gradient_of(training, batch)
-                training.note(len(batch), *gradient())
+                lr, compute = training.learning_rate(at.step), _gradient_of(training, batch)
+                loss, correct = compute()
+                training.note(len(batch), loss, correct)
                 if look:
                     training.settle()  # so that a loss that is not finite moves no weight
-                training.update(lr, gradient)
+                training.update(lr, compute)
                 at.step += 1
             if look:
                 progress.step(at, training.steps, lr)
@@ -258,7 +263,7 @@ def _fit(
             training.settle()  # as long as the device takes for the last steps
         speed = at.images / at.epoch_seconds
         row = training.end_epoch()
-        weights, scores = _validate(training, dataset, val_images, val_labels, row["lr"])
+        weights, scores = _validate(training, val_images, val_labels, row["lr"])
         # The test set has no say; without validation images the last epoch is kept.
         better = scores["val_accuracy"] > at.best_accuracy if scores else at.epoch == config.epochs
         if better:
@@ -298,9 +303,7 @@ def _save_is_due(training: Training, seconds: float) -> bool:
     return by_steps or (config.checkpoint_minutes is not None and seconds >= 60 * config.checkpoint_minutes)
 
 
-def _validate(
-    training: Training, dataset: Dataset, images: Tensor, labels: Tensor, rate: float
-) -> tuple[str, dict[str, float]]:
+def _validate(training: Training, images: Tensor, labels: Tensor, rate: float) -> tuple[str, dict[str, float]]:
     """Which of the candidates is best after an epoch, and what metrics.csv says of it; nothing, without images.
 
     A weight average is kept unless the raw weights do better, as they may early on, while it lags behind.
@@ -317,8 +320,7 @@ def _validate(
     scores: dict[str, evaluate.Scores] = {}
     try:
         for name, network in candidates.items():
-            predict = partial(_predict, network, mean=dataset.mean, std=dataset.std, config=training.config)
-            scores[name] = evaluate.score(training.group.logits(predict, images), labels)
+            scores[name] = evaluate.score(_logits(training, network, images), labels)
     except CheckpointError as error:
         what = f"after epoch {training.at.epoch}, {error}"
         raise TrainingError(advice.diverged(what, training.config, rate)) from error
@@ -331,19 +333,25 @@ def _validate(
     return kept, row
 
 
-def _test(training: Training, dataset: Dataset, run: Path, wanted: bool) -> dict[str, dict[str, Any]]:
-    """The scores of the chosen weights by views, where wanted: the one time that the test images are looked at."""
-    config, group = training.config, training.group
+def _test(training: Training, run: Path) -> dict[str, dict[str, Any]]:
+    """The scores of the chosen weights by views: the one time that the test images are looked at."""
+    config, group, test = training.config, training.group, training.dataset.test
     best = group.lead(lambda: checkpoint.load_classifier(run))
     network = best.network.to(device=training.device, memory_format=training.layout)  # type: ignore[call-overload]
     scores: dict[str, dict[str, Any]] = {}
-    for tta in dict.fromkeys(("none", config.tta)) if wanted else {}:
-        predict = partial(_predict, network, mean=best.mean, std=best.std, config=config, tta=tta)
-        logits = group.logits(predict, dataset.test.images)
-        scores[tta] = evaluate.score(logits, dataset.test.targets).to_dict()
+    for tta in dict.fromkeys(("none", config.tta)):
+        logits = _logits(training, network, test.images, tta)
+        scores[tta] = evaluate.score(logits, test.targets).to_dict()
         if tta == config.tta and group.leader:
-            runs.keep_predictions(run, logits, dataset.test.targets)
+            runs.keep_predictions(run, logits, test.targets)
     return scores
+
+
+def _logits(training: Training, network: nn.Module, images: Tensor, tta: Tta = "none") -> Tensor:
+    """Of one of the training's networks; each process computes those of its share of the images."""
+    dataset, precision = training.dataset, PRECISIONS[training.config.precision]
+    predict = partial(predict_logits, network, mean=dataset.mean, std=dataset.std, tta=tta, precision=precision)
+    return training.group.logits(predict, images)
 
 
 def _summary(
@@ -370,15 +378,3 @@ def _summary(
         "versions": recorder.versions(),
         "hardware": devices.hardware(training.device, training.group.size),
     }
-
-
-def _predict(
-    network: nn.Module,
-    images: Tensor,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    config: Config,
-    tta: Tta = "none",
-) -> Tensor:
-    return predict_logits(network, images, mean, std, tta=tta, precision=PRECISIONS[config.precision])

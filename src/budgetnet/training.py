@@ -62,6 +62,7 @@ class Training:
 
     Attributes:
         at: where the training stands.
+        dataset: what is trained on.
         network: what is trained, on the device.
         forward: computes its logits as a step does: connected to the other processes, perhaps compiled.
         layout: of its weights and inputs in memory.
@@ -93,7 +94,7 @@ class Training:
         device: torch.device,
         group: Group | None = None,
     ) -> None:
-        self.config, self.device, self.group = config, device, group or Group()
+        self.config, self.dataset, self.device, self.group = config, dataset, device, group or Group()
         self.at = Position()
         self._unseen: list[_Outcome] = []
 
