@@ -14,7 +14,7 @@ from photos import photos, quickly, rng, seeds
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from budgetnet import augment, batches, colors, erasing, geometry, inputs, policies
+from budgetnet import augment, checks, colors, erasing, geometry, inputs, policies
 from budgetnet.augment import Augment
 from budgetnet.colors import color_jitter
 from budgetnet.config import AugmentConfig
@@ -210,7 +210,7 @@ def test_the_chain_is_a_function_of_its_arguments_and_leaves_the_images_unchange
     assert torch.equal(chain(images, torch.arange(n), 0, rng(seed)), out)
 
 
-@pytest.mark.parametrize("module", [batches, inputs, geometry, colors, erasing, augment])
+@pytest.mark.parametrize("module", [checks, inputs, geometry, colors, erasing, augment])
 def test_every_public_function_has_a_docstring_that_says_what_it_raises(module: Any) -> None:
     for name, member in inspect.getmembers(module, inspect.isfunction):
         if member.__module__ == module.__name__ and not name.startswith("_"):

@@ -1,5 +1,6 @@
 """The journeys a user makes, through the real command line."""
 
+import argparse
 import csv
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,13 +22,14 @@ from PIL import Image
 
 from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, models, shift, splits
 from budgetnet.classifier import Classifier
-from budgetnet.cli import main
+from budgetnet.cli import _parser, main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
-from budgetnet.config import ModelConfig, StageConfig
+from budgetnet.config import DatasetName, ModelConfig, StageConfig, Tta
 from budgetnet.inputs import normalize
-from budgetnet.logits import predict_logits
+from budgetnet.logits import SHARES, SHIFTS, predict_logits
 from budgetnet.options import sections
 from budgetnet.progress import Progress
+from budgetnet.words import VIEWS
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "recipes" / "smoke.yaml")
@@ -80,6 +83,22 @@ def test_the_mlflow_record_of_a_run_is_complete(home, monkeypatch):
     assert (found["params"]["optimizer.lr"], found["status"]) == ("0.1", "FINISHED")
     assert int(found["tags"]["parameters"]) == json.loads((home / "run" / "summary.json").read_text())["parameters"]
     assert {"config.yaml", "metrics.csv", "best.safetensors", "summary.json"} <= found["files"].keys()
+
+
+def test_what_commands_offer_is_what_recipes_know():
+    """Help is made without importing the configuration."""
+    known = {"dataset": get_args(DatasetName), "tta": get_args(Tta)}
+    assert {"none", *SHIFTS} == {"none", *SHARES} == {*VIEWS} == {*known["tta"]}
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    offered = [
+        (action.dest, action.choices)
+        for command in commands.choices.values()
+        for action in command._actions
+        if action.dest in known and action.choices
+    ]
+    assert {name for name, _ in offered} == {*known}
+    for name, choices in offered:
+        assert tuple(choices) == known[name]
 
 
 def test_evaluate_agrees_with_the_summary_and_its_json_is_alone_on_standard_output(home):

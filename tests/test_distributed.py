@@ -258,11 +258,11 @@ def test_an_image_is_mixed_with_the_same_others_in_any_part_of_its_batch(name):
 
 def test_a_batch_too_small_to_be_shared_out_is_refused_before_the_first_step():
     with pytest.raises(ConfigError, match=r"has 7 images, expected 8 or more for 4 processes: each part needs two"):
-        Place(0, 4).require(Config(), 7)
+        Place(0, 4).require_shareable(Config(), 7)
     with pytest.raises(ConfigError, match=r"expected 12 or more for 2 processes and accumulate 3"):
-        Place(0, 2).require(Config(accumulate=3), 11)
-    Place(0, 4).require(Config(), 8)
-    Group().require(Config(), 2)
+        Place(0, 2).require_shareable(Config(accumulate=3), 11)
+    Place(0, 4).require_shareable(Config(), 8)
+    Group().require_shareable(Config(), 2)
 
 
 def test_the_first_process_alone_says_that_an_option_is_wrong(monkeypatch, capsys):

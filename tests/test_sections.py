@@ -72,7 +72,7 @@ OPTIMIZERS = get_args(get_type_hints(OptimizerConfig)["name"])
         (ScheduleConfig, {}, "floor", [0, 1], [BELOW_0, ABOVE_1]),
         (ScheduleConfig, {}, "gamma", [LEAST, 1], [0, ABOVE_1]),
         (ScheduleConfig, {}, "patience", [0], [-1]),
-        (ScheduleConfig, {}, "period", [LEAST, 1e9], [0, math.inf, math.nan]),
+        (ScheduleConfig, {}, "period", [0.01, 1e9], [math.nextafter(0.01, 0), math.inf, math.nan]),
         (ScheduleConfig, {}, "period_growth", [1, 1e9], [BELOW_1, math.inf, math.nan]),
         (ScheduleConfig, {}, "peak", [LEAST, BELOW_1], [0, 1]),
         (ScheduleConfig, {}, "start", [0, 1], [BELOW_0, ABOVE_1]),

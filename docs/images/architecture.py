@@ -59,7 +59,7 @@ GROUPS = (
     Group(
         "Augmentation",
         "whole batches at a time",
-        ("draws", "batches", "inputs", "geometry", "colors", "erasing", "policies", "augment", "mixing"),
+        ("draws", "checks", "inputs", "geometry", "colors", "erasing", "policies", "augment", "mixing"),
         row=2,
         columns=(4, 7),
     ),

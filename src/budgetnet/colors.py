@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from budgetnet import batches, draws
+from budgetnet import checks, draws
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's convert("L")
 
@@ -41,8 +41,8 @@ def adjust_color(
     Raises:
         ValueError: `images` has neither one nor three channels, is neither uint8 nor float, or is no batch.
     """
-    n, c, _, _ = batches.shape(images)
-    batches.require(c in (1, 3), "the number of channels", c, "1 (grey) or 3 (RGB)")
+    n, c, _, _ = checks.shape(images)
+    checks.require(c in (1, 3), "the number of channels", c, "1 (grey) or 3 (RGB)")
     if images.dtype == torch.uint8:
         pixels = images.to(torch.float32).div_(255)
     elif images.is_floating_point():
@@ -89,10 +89,10 @@ def color_jitter(
     Raises:
         ValueError: a strength is out of range, or `images` is unfit: see `adjust_color`.
     """
-    n, *_ = batches.shape(images)
+    n, *_ = checks.shape(images)
     for name, strength in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
-        batches.require(0 <= strength < math.inf, name, strength, "0 or more")
-    batches.require(0 <= hue <= 0.5, "hue", hue, "turns in [0, 0.5]")
+        checks.require(0 <= strength < math.inf, name, strength, "0 or more")
+    checks.require(0 <= hue <= 0.5, "hue", hue, "turns in [0, 0.5]")
 
     def factors(strength: float) -> Tensor | None:
         return draws.uniform(max(0.0, 1 - strength), 1 + strength, (n,), rng, images.device) if strength else None

@@ -18,6 +18,7 @@ from budgetnet.markup import visible
 from budgetnet.progress import duration
 from budgetnet.runs import Run
 from budgetnet.terminal import cell_len, columns
+from budgetnet.words import validation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -180,7 +181,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def _entry(run: Run, place: str) -> Entry:
-    validated = [row["val_accuracy"] for row in run.rows if row["epoch"] == run.chosen_epoch and "val_accuracy" in row]
+    validated = validation(run)
     return Entry(
         run=run,
         place=place,

@@ -77,7 +77,7 @@ class Group:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
-    def require(self, config: Config, smallest_batch: int) -> None:
+    def require_shareable(self, config: Config, smallest_batch: int) -> None:
         """Make sure that batches are large enough to be shared out.
 
         Raises:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from budgetnet import batches, draws
+from budgetnet import checks, draws
 
 _CANDIDATES = 10  # as many as torchvision tries before it leaves an image alone
 
@@ -36,7 +36,7 @@ def fill_rectangles(
         ValueError: `value` does not have one number a channel, or `images` is no batch.
     """
     inside = rectangles(images, top, left, height, width)
-    return torch.where(inside, batches.per_channel("value", value, images, images.dtype), images)
+    return torch.where(inside, checks.per_channel("value", value, images, images.dtype), images)
 
 
 def rectangles(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def rectangles(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width:
     Raises:
         ValueError: `images` is no batch.
     """
-    n, _, h, w = batches.shape(images)
+    n, _, h, w = checks.shape(images)
     rows = torch.arange(h, device=images.device)
     columns = torch.arange(w, device=images.device)
     in_rows = (rows >= top.view(n, 1)) & (rows < (top + height).view(n, 1))
@@ -93,10 +93,10 @@ def random_erase(
 
     Zhong et al. 2017, arXiv:1708.04896.
     """
-    n, _, h, w = batches.shape(images)
-    batches.require(0 <= p <= 1, "p", p, "a probability")
-    batches.require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "0 < smallest <= largest <= 1")
-    batches.require(0 < ratio[0] <= ratio[1] < math.inf, "ratio", ratio, "0 < smallest <= largest")
+    n, _, h, w = checks.shape(images)
+    checks.require(0 <= p <= 1, "p", p, "a probability")
+    checks.require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "0 < smallest <= largest <= 1")
+    checks.require(0 < ratio[0] <= ratio[1] < math.inf, "ratio", ratio, "0 < smallest <= largest")
     shapes = draws.rand((2, n, _CANDIDATES), rng, images.device, dim=1)
     area = (shapes[0] * (scale[1] - scale[0]) + scale[0]) * (h * w)
     aspect = (shapes[1] * math.log(ratio[1] / ratio[0]) + math.log(ratio[0])).exp()
@@ -129,8 +129,8 @@ def cutout(images: Tensor, size: int, rng: Generator, fill: float | Sequence[flo
 
     DeVries and Taylor 2017, arXiv:1708.04552.
     """
-    n, _, h, w = batches.shape(images)
-    batches.require(size >= 1, "size", size, "1 pixel or more")
+    n, _, h, w = checks.shape(images)
+    checks.require(size >= 1, "size", size, "1 pixel or more")
     row = draws.randint(0, h, (n,), rng, images.device)
     column = draws.randint(0, w, (n,), rng, images.device)
     side = torch.full_like(row, size)

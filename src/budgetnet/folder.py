@@ -29,7 +29,7 @@ class RunFolder:
         self.path = path
         self._found = path.stat()
 
-    def require(self) -> None:
+    def require_still_there(self) -> None:
         """Make sure that the folder is still the one that was locked, before anything is written to it.
 
         Raises:
@@ -49,7 +49,7 @@ class RunFolder:
         Raises:
             BudgetnetError: the file cannot be written, or the folder is gone; both checkpoints are as they were.
         """
-        self.require()
+        self.require_still_there()
         checkpoint.save_state(self.path / LAST, state, keep=PREVIOUS)
 
     def load(self, warn: Callable[[str], None]) -> tuple[dict[str, Any], Path] | None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from budgetnet import batches, draws
+from budgetnet import checks, draws
 
 Border = Literal["zeros", "reflect"]
 
@@ -32,8 +32,8 @@ def crop(images: Tensor, top: Tensor, left: Tensor, padding: int, border: Border
     Raises:
         ValueError: `padding` is out of range, `border` is unknown, or `images` is no batch.
     """
-    n, _, h, w = batches.shape(images)
-    batches.require(
+    n, _, h, w = checks.shape(images)
+    checks.require(
         0 <= padding < min(h, w), "padding", padding, f"0 or more and less than the smaller side, {min(h, w)}"
     )
     if border == "zeros":
@@ -65,8 +65,8 @@ def random_crop(images: Tensor, padding: int, rng: Generator, border: Border = "
 
     He et al. 2015, arXiv:1512.03385, section 4.2.
     """
-    n, _, h, w = batches.shape(images)
-    batches.require(
+    n, _, h, w = checks.shape(images)
+    checks.require(
         0 <= padding < min(h, w), "padding", padding, f"0 or more and less than the smaller side, {min(h, w)}"
     )
     top, left = draws.randint(0, 2 * padding + 1, (2, n), rng, images.device, dim=1)
@@ -86,7 +86,7 @@ def random_flip(images: Tensor, rng: Generator) -> Tensor:
     Raises:
         ValueError: `images` is no batch.
     """
-    n, *_ = batches.shape(images)
+    n, *_ = checks.shape(images)
     return _flip_where(draws.rand((n,), rng, images.device) < 0.5, images)
 
 
@@ -109,7 +109,7 @@ def alternating_flip(images: Tensor, indices: Tensor, epoch: int, seed: int) -> 
 
     Jordan 2024, arXiv:2404.00498. The hash is SplitMix64 (Steele et al. 2014, doi:10.1145/2660193.2660195).
     """
-    n, *_ = batches.shape(images)
+    n, *_ = checks.shape(images)
     if indices.shape != (n,) or indices.dtype != torch.int64:
         raise ValueError(
             f"indices are {tuple(indices.shape)} {indices.dtype}, expected ({n},) torch.int64: one an image"
@@ -134,7 +134,7 @@ def turn(images: Tensor, degrees: Tensor) -> Tensor:
     Raises:
         ValueError: `images` is no batch.
     """
-    n, c, h, w = batches.shape(images)
+    n, c, h, w = checks.shape(images)
     radians = torch.deg2rad(degrees.to(torch.float32)).view(n, 1, 1)
     cosine, sine = radians.cos(), radians.sin()
     y = torch.arange(h, device=images.device, dtype=torch.float32).view(1, h, 1) - (h - 1) / 2
@@ -160,8 +160,8 @@ def rotate(images: Tensor, degrees: float, rng: Generator) -> Tensor:
     Raises:
         ValueError: `degrees` is out of range, or `images` is no batch.
     """
-    n, *_ = batches.shape(images)
-    batches.require(0 <= degrees <= 180, "degrees", degrees, "an angle in [0, 180]")
+    n, *_ = checks.shape(images)
+    checks.require(0 <= degrees <= 180, "degrees", degrees, "an angle in [0, 180]")
     return turn(images, draws.uniform(-degrees, degrees, (n,), rng, images.device))
 
 

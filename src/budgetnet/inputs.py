@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from budgetnet import batches
+from budgetnet import checks
 from budgetnet.config import ProgressiveConfig
 
 
@@ -28,13 +28,13 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         ValueError: `mean` or `std` does not have one number a channel, a std is not positive, or `images` is neither
             uint8 nor float, or no batch.
     """
-    batches.shape(images)
+    checks.shape(images)
     check_statistics(mean, std)
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}, expected torch.uint8 or a float in [0, 1]")
     largest = 255 if images.dtype == torch.uint8 else 1
-    factor = batches.per_channel("std", [1 / (largest * s) for s in std], images, torch.float32)
-    offset = batches.per_channel("mean", [-m / s for m, s in zip(mean, std, strict=True)], images, torch.float32)
+    factor = checks.per_channel("std", [1 / (largest * s) for s in std], images, torch.float32)
+    offset = checks.per_channel("mean", [-m / s for m, s in zip(mean, std, strict=True)], images, torch.float32)
     return (images.to(torch.float32) * factor).add_(offset)
 
 
@@ -51,8 +51,8 @@ def resize(images: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: `size` is not positive, or `images` is no batch.
     """
-    _, _, h, w = batches.shape(images)
-    batches.require(size >= 1, "size", size, "1 pixel or more")
+    _, _, h, w = checks.shape(images)
+    checks.require(size >= 1, "size", size, "1 pixel or more")
     if h == w == size:
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -73,7 +73,7 @@ def progressive_size(config: ProgressiveConfig, progress: float, size: int) -> i
     Raises:
         ValueError: `progress` is no share.
     """
-    batches.require(0 <= progress <= 1, "progress", progress, "a share in [0, 1]")
+    checks.require(0 <= progress <= 1, "progress", progress, "a share in [0, 1]")
     if config.size is None or progress >= config.until:
         return size
     grown = (size - config.size) * progress / config.until
@@ -86,5 +86,5 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
     Raises:
         ValueError: they differ in length, or a std is not positive and finite.
     """
-    batches.require(len(mean) == len(std), "std", tuple(std), f"as many numbers as mean has, {len(mean)}")
-    batches.require(all(0 < s < math.inf for s in std), "std", tuple(std), "numbers above 0")
+    checks.require(len(mean) == len(std), "std", tuple(std), f"as many numbers as mean has, {len(mean)}")
+    checks.require(all(0 < s < math.inf for s in std), "std", tuple(std), "numbers above 0")

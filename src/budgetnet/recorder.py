@@ -64,7 +64,7 @@ class Recorder:
         """Write the weights chosen so far, as a model file that stands alone."""
         if not self._place:
             return
-        self._place.require()
+        self._place.require_still_there()
         training, dataset = self._training, self._training.dataset
         config, at = training.config, training.at
         provenance: dict[str, Any] = {
@@ -96,7 +96,7 @@ class Recorder:
         """Write a row of metrics.csv, what the epoch took of the machine, and the state after it."""
         if self._place:
             used = self._usage.read()
-            self._place.require()
+            self._place.require_still_there()
             self._metrics.append(row)
             self._system.append({"epoch": row["epoch"], **used})
             self.checkpoint()
@@ -105,7 +105,7 @@ class Recorder:
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: from here on, the run is finished."""
         if self._place:
-            self._place.require()
+            self._place.require_still_there()
             atomic_write(self._place.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     def fail(self, error: BaseException) -> None:

@@ -103,7 +103,7 @@ def train(
     if fit_memory and not resume:
         config = replace(config, batch_size=fitting_batch(config, dataset, train_indices, device))
         progress.say(f"batch_size {config.batch_size}, of which a step fits in memory")
-    group.require(config, min(map(len, splits.batches(train_indices, config.batch_size))))
+    group.require_shareable(config, min(map(len, splits.batches(train_indices, config.batch_size))))
     training = Training(config, dataset, train_indices, device, group)
 
     with hold(run, progress.warn) if group.leader else contextlib.nullcontext() as place:

@@ -1,4 +1,4 @@
-"""Batches of images (n, c, h, w): what functions over them ask of their arguments."""
+"""What functions over batches of images (n, c, h, w) ask of their arguments."""
 
 from __future__ import annotations
 
