@@ -85,6 +85,32 @@ def test_the_mlflow_record_of_a_run_is_complete(home, monkeypatch):
     assert {"config.yaml", "metrics.csv", "best.safetensors", "summary.json"} <= found["files"].keys()
 
 
+def shell(command: str, **more: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command whose outputs go where the line says."""
+    line = f"set -o pipefail; {shlex.join(BUDGETNET)} {command}"
+    done = subprocess.run(["bash", "-c", line], env=environment(**more), capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_output_that_cannot_be_written_is_told_in_one_line_where_nothing_is_buffered():
+    expected = "budgetnet: error: cannot write the output: No space left on device; free some space where it goes\n"
+    assert shell("models > /dev/full", PYTHONUNBUFFERED="1") == (1, "", expected)
+
+
+def test_a_shell_may_close_either_output():
+    assert shell("models >&-") == (0, "", "")
+    code, out, _ = shell("models 2>&-")
+    assert code == 0
+    assert "resnet_leaky" in out
+
+
+def test_a_training_whose_reader_leaves_says_how_to_go_on(tmp_path):
+    code, _, told = shell(f"train {SMOKE} --epochs 50 --no-track --output {tmp_path / 'run'} | head -1")
+    assert code == 1
+    assert told == "budgetnet: error: nobody reads the output any more: the run has stopped; go on by --resume\n"
+
+
 def test_what_commands_offer_is_what_recipes_know():
     """Help is made without importing the configuration."""
     known = {"dataset": get_args(DatasetName), "tta": get_args(Tta)}
@@ -708,6 +734,8 @@ def bad(home, tmp_path_factory) -> Path:
         (f"train {SMOKE} --device cpu:", "device is 'cpu:'"),
         (f"train {SMOKE} --device cuda:99", "which this machine does not have"),
         (f"train {SMOKE} --threads -1", "threads is -1"),
+        (f"train {SMOKE} --threads 1000000", "threads is 1000000, expected 1 to"),
+        ("fit --budget 9000 --threads 1000000", "threads is 1000000, expected 1 to"),
         (f"train {SMOKE} --output {'x' * 300}", "File name too long"),
         (f"train {SMOKE} --resume", "--resume needs --output"),
         (f"train {SMOKE} --resume --output empty", "nothing to resume"),

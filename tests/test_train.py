@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from budgetnet import checkpoint, data, evaluate, models, splits
+from budgetnet import advice, checkpoint, data, evaluate, models, splits
 from budgetnet.cli import main
 from budgetnet.config import (
     AugmentConfig,
@@ -340,6 +340,16 @@ def test_a_loss_that_is_not_finite_and_seen_late_is_named_by_its_step_and_saved_
         messages.append(str(caught.value))
         assert not (tmp_path / place / "last.ckpt").exists()
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "option"),
+    [(ScheduleConfig(), "longer --schedule.warmup"), (ScheduleConfig(name="onecycle"), "larger --schedule.peak")],
+)
+def test_what_is_advised_against_a_loss_that_grows_is_an_option_of_the_schedule(schedule, option):
+    assert f"in a new run, try a lower --optimizer.lr than 0.05, a {option}" in advice.diverged(
+        "the loss is nan", replace(TINY, schedule=schedule), 0.05
+    )
 
 
 class NoWaiting(TorchDispatchMode):

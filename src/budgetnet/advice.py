@@ -11,10 +11,13 @@ from budgetnet.errors import first_line
 
 def diverged(what: str, config: Config, rate: float) -> str:
     """Against numbers that grew out of bounds, at that learning rate; `what` says which."""
-    advice = f"a lower --optimizer.lr than {config.optimizer.lr:g}, a longer --schedule.warmup, or --clip-norm 1"
+    rise = (
+        "larger --schedule.peak" if config.schedule.name in ("onecycle", "triangular") else "longer --schedule.warmup"
+    )
+    advice = f"a lower --optimizer.lr than {config.optimizer.lr:g}, a {rise}, or --clip-norm 1"
     if config.precision != "fp32":
         advice += f", or --precision fp32 instead of {config.precision}"
-    return f"{what}, at learning rate {rate:g}: try {advice}"
+    return f"{what}, at learning rate {rate:g}: in a new run, try {advice}"
 
 
 def bad_from_the_start(what: str, config: Config) -> str:

@@ -66,6 +66,17 @@ def tune(device: torch.device) -> None:
         mallopt(-3, largest)  # M_MMAP_THRESHOLD
 
 
+def require_threads(threads: int) -> None:
+    """Refuse a number of CPU threads that would bring the machine to a halt, or the process to an end.
+
+    Raises:
+        ConfigError: it is below 0, or above 16 a core.
+    """
+    most = 16 * (os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise ConfigError(f"threads is {threads}, expected 1 to {most} (16 a core), or 0 for one a core")
+
+
 def hardware(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """The device, processor, cores and threads that figures were measured on, and whether they are the same bits again.
 

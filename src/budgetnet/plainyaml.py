@@ -5,6 +5,7 @@ Recipes, studies and the files of runs are read here, and nowhere else.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def require_plain(value: Any, source: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates, and without what a short text can grow by: aliases and depth."""
+    """YAML without dates, without what a short text can grow by (aliases and depth), and without what misleads."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  typed in the base class
         first: [(tag, pattern) for tag, pattern in patterns if not tag.endswith(":timestamp")]
@@ -94,15 +95,35 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise _ExcessError(f"it has {twice[0]} twice")
+        return super().construct_mapping(node, deep)
+
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
     value: int = loader.construct_yaml_int(node)
     if value.bit_length() > 128:  # which Python may refuse to print
         raise _ExcessError("a number of more than 128 bits")
+    _require_decimal(node.value, value)
     return value
 
 
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    value: float = loader.construct_yaml_float(node)
+    _require_decimal(node.value, value)
+    return value
+
+
+def _require_decimal(text: str, value: float) -> None:
+    """Refuse what YAML 1.1 reads to base 60 or 8: 1:30 and 010."""
+    if re.fullmatch("[-+]?(.*:.*|0[0-7_]+)", text):
+        raise _ExcessError(f"{text[:40]} means {value} in YAML: write that, or a text in quotes")
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 class _ExcessError(yaml.YAMLError):

@@ -56,6 +56,8 @@ class _Version(Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # A shell may have closed one of them.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names may be in no encoding at all
     try:
@@ -79,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         _leave_output()  # whoever read it has left
+        if arguments[:1] == ["train"]:
+            return _failed("nobody reads the output any more: the run has stopped; go on by --resume", arguments)
         return 1
     except OSError as error:
         if error.filename is not None:
             return _failed(f"{error.filename}: {error.strerror}", arguments)
         try:
-            sys.stdout.flush()
+            print(flush=True)  # where nothing is buffered, a flush alone would tell nothing
         except OSError:  # so that was it
             _leave_output()
             what = f"cannot write the output: {error.strerror}; free some space where it goes"

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from budgetnet.errors import ConfigError
-
 if TYPE_CHECKING:
     from budgetnet.progress import Progress
 
@@ -136,12 +134,11 @@ def set_threads(threads: int) -> None:
     """Compute with so many CPU threads; 0 is one a core.
 
     Raises:
-        ConfigError: fewer.
+        ConfigError: fewer, or far more than there are cores.
     """
-    from budgetnet import distributed
+    from budgetnet import devices, distributed
 
-    if threads < 0:
-        raise ConfigError(f"threads is {threads}, expected 1 or more, or 0 for one a core")
+    devices.require_threads(threads)
     distributed.set_threads(threads)
 
 

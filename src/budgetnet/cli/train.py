@@ -85,6 +85,7 @@ def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[C
     Raises:
         ConfigError: there is no recipe, no run, or an option is out of range.
     """
+    from budgetnet import devices
     from budgetnet.recipe import parse_options
 
     config, options = parse_options(parser, arguments)
@@ -97,8 +98,7 @@ def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[C
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
         config, options = parse_options(parser, [str(run / "config.yaml"), *arguments])
-    if options.threads < 0:
-        raise ConfigError(f"threads is {options.threads}, expected 1 or more, or 0 for one a core")
+    devices.require_threads(options.threads)
     if options.devices < 1:
         raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
     return config, options
