@@ -20,7 +20,7 @@ import torch
 from mlflow_server import stored
 from PIL import Image
 
-from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, models, shift, splits
+from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, export, models, shift, splits
 from budgetnet.classifier import Classifier
 from budgetnet.cli import _parser, main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
@@ -374,6 +374,40 @@ def test_a_contest_pickle_is_predicted_under_its_own_ids(home, capsys, monkeypat
     (home / "contest.pkl").write_bytes(pickle.dumps({b"data": images, b"ids": np.array([7, 3, 9, 1, 0])}))
     assert main(["predict", "run", "contest.pkl", "--output", "contest.csv"]) == 0
     assert [line.split(",")[0] for line in (home / "contest.csv").read_text().split()] == ["ID", *"73910"]
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("predict m v.png --output v.png", "v.png"),
+        ("predict m ./v.png --output v.csv", "v.png"),
+        ("predict m own.pkl --output own.pkl", "own.pkl"),
+        ("predict m own.pkl --output L.csv --labels L.csv", "L.csv"),
+        ("predict m own.pkl --output L.csv --labels L.probabilities.csv --probabilities", "L.probabilities.csv"),
+        ("predict m own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("predict runs/n own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("predict n own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("export m --format safetensors --precision fp16 --output m/best.safetensors", "m/best.safetensors"),
+        ("export ref.bin --format openvino --output ref.xml", "ref.bin"),
+        ("export index.html --page --output m.onnx", "index.html"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(command, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "find_spec", lambda package: package)  # OpenVINO need not be there
+    for folder in ("m", "runs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "runs" / "n").symlink_to(tmp_path / "m")
+    for name in ("own.pkl", "v.png", "L.csv", "L.probabilities.csv", "m/best.safetensors", "ref.bin", "index.html"):
+        (tmp_path / name).write_text(name)  # which nothing could read: it is refused before
+    (tmp_path / "v.csv").symlink_to(tmp_path / "v.png")
+    before = everything(tmp_path)
+    assert main(command.split()) == 1
+    assert re.fullmatch(
+        rf"budgetnet: error: cannot write \S+: it is \S*{Path(file).name}, which is read; choose another --output\n",
+        capsys.readouterr().err,
+    )
+    assert everything(tmp_path) == before
 
 
 def test_a_single_image_is_classified_on_the_terminal(home, capsys, monkeypatch):
@@ -765,6 +799,7 @@ def bad(home, tmp_path_factory) -> Path:
         ("predict home/run small.npy", "small.npy"),
         ("predict home/run contest.pkl", "contest.pkl"),
         ("predict home/run home/digits.npy --output nowhere/out.csv", "nowhere"),
+        ("predict home/run home/digits.npy --output out.png", "--output is out.png, expected a name that ends in .csv"),
         ("predict home/run home/digits.npy --labels home/labels.csv", "give --output"),
         ("predict home/run home/digits.npy --output out.csv --labels typo.yaml", "typo.yaml"),
         ("predict home/run home/digits.npy --output out.csv --labels few.csv", "IDs"),

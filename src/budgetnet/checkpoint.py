@@ -186,6 +186,16 @@ def located(path_or_name: str | Path) -> Path:
     )
 
 
+def files_of(path_or_name: str | Path) -> list[Path]:
+    """Where the file that `load` reads would be, there or not; nothing of what is no file, folder or run here.
+
+    Raises:
+        CheckpointError: as `found` does.
+    """
+    place = found(path_or_name)
+    return [] if place is None else [place, place / WEIGHTS, place / HUB_WEIGHTS]
+
+
 def is_model(path_or_name: str | Path) -> bool:
     """Whether this names a model, by its looks, and nothing that a model could be asked about."""
     path = Path(path_or_name)

@@ -105,7 +105,9 @@ def _predict(options: Namespace) -> int:
 
 
 def _check(options: Namespace) -> None:
-    """Refuse options that make no sense together."""
+    """Refuse options that make no sense together, and to write over what is read."""
+    from budgetnet import checkpoint, files
+
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
     if options.precision != "int8" and not fits(options) and (options.data or options.dataset):
@@ -114,6 +116,17 @@ def _check(options: Namespace) -> None:
             "--view-weights fit are fitted on: leave them out"
         )
     check_remedies(options)
+    if options.output is None:
+        return
+    read = [options.input, *checkpoint.files_of(options.checkpoint), *filter(None, [options.labels])]
+    files.require_apart([options.output, *([_beside(options.output)] if options.probabilities else [])], read)
+    if options.output.suffix.lower() != ".csv":
+        raise ConfigError(f"--output is {options.output}, expected a name that ends in .csv")
+
+
+def _beside(output: Path) -> Path:
+    """The file of probabilities that goes with a submission."""
+    return output.with_suffix(".probabilities.csv")
 
 
 class _Predictions:
@@ -157,7 +170,7 @@ def _write(predictions: _Predictions, output: Path, *, probabilities: bool) -> d
     written = {}
     ids, classes = predictions.ids, predictions.classes
     if probabilities:
-        beside = output.with_suffix(".probabilities.csv")
+        beside = _beside(output)
         predict.write_probabilities(beside, ids, predictions.probabilities, classes, files=predictions.files)
         written["probabilities"] = str(beside)
     predict.write_submission(output, ids, predictions.labels, len(classes))
