@@ -671,6 +671,17 @@ def test_a_class_that_no_image_has_counts_none(tmp_path, capsys):
     assert sum(counts.values()) == 20
 
 
+@pytest.mark.parametrize("name", ["one.png", "some.npy", "contest.pkl"])
+def test_images_without_labels_have_statistics_and_no_classes(name, tmp_path, capsys):
+    black = np.zeros((1, 32, 32, 3), np.uint8)
+    Image.fromarray(black[0]).save(tmp_path / "one.png")
+    np.save(tmp_path / "some.npy", black)
+    (tmp_path / "contest.pkl").write_bytes(pickle.dumps({"data": black}))
+    assert main(["data", "stats", str(tmp_path / name)]) == 0
+    zeros = "0.00000 0.00000 0.00000"
+    assert capsys.readouterr().out == f"{tmp_path / name}: 1 image\n  mean {zeros}\n  std  {zeros}\n"
+
+
 def test_class_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
