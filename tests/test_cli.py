@@ -807,6 +807,8 @@ def bad(home, tmp_path_factory) -> Path:
         ("predict home/run empty", "empty"),
         ("predict home/run hostile.pkl --output out.csv", "hostile.pkl"),
         ("predict home/run picture.png", "picture.png"),
+        ("predict picture.png home/run", "home/run is a model, and picture.png is none: name the model first"),
+        ("predict picture.png home/digits.npy", "picture.png is no model: give a run's folder, or a file"),
         ("predict home/run small.npy", "small.npy"),
         ("predict home/run contest.pkl", "contest.pkl"),
         ("predict home/run home/digits.npy --output nowhere/out.csv", "nowhere"),

@@ -202,7 +202,7 @@ def _name_the_model(options: Namespace) -> None:
     """Put model and input into their places: one alone is an input, for the model that budgetnet brings.
 
     Raises:
-        ConfigError: there is more, or a model and no input.
+        ConfigError: there is more, or a model and no input, or a model where the input stands.
         CheckpointError: this copy of budgetnet brings no model.
     """
     from budgetnet import checkpoint, registry
@@ -212,9 +212,11 @@ def _name_the_model(options: Namespace) -> None:
         options.checkpoint, options.input = options.input, Path(further.pop())
     if further:
         raise ConfigError(f"unrecognized arguments: {' '.join(further)} (see budgetnet predict --help)")
-    if options.checkpoint is not None:
+    what, model = options.input, options.checkpoint
+    if model is not None:
+        if checkpoint.is_model(what) and not registry.is_registered(model) and not checkpoint.is_model(model):
+            raise ConfigError(f"{what} is a model, and {model} is none: name the model first, then the images")
         return
-    what = options.input
     if registry.is_registered(what) or checkpoint.is_model(what):
         raise ConfigError(f"{what} is a model: say what it shall classify, `budgetnet predict {what} photo.jpg`")
     options.checkpoint = checkpoint.box()
