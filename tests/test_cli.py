@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -680,6 +681,26 @@ def test_images_without_labels_have_statistics_and_no_classes(name, tmp_path, ca
     assert main(["data", "stats", str(tmp_path / name)]) == 0
     zeros = "0.00000 0.00000 0.00000"
     assert capsys.readouterr().out == f"{tmp_path / name}: 1 image\n  mean {zeros}\n  std  {zeros}\n"
+
+
+def test_a_name_with_line_ends_stays_in_its_line(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a\nb", "c\td"):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / f"{name}.png")
+    checkpoint.save_classifier(
+        tmp_path / "m.safetensors", replace(checkpoint.load_classifier(home / "run"), classes=("a\nb", *"123456789"))
+    )
+    for command, lines in (
+        ("data stats photos", ["photos: 2 images", "  a\ufffdb ", "  c\ufffdd ", "  mean ", "  std "]),
+        ("predict m.safetensors photos", ["a\ufffdb/a\ufffdb.png ", "c\ufffdd/c\ufffdd.png "]),
+    ):
+        assert main(command.split()) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert [line.startswith(start) for line, start in zip(shown, lines, strict=True)] == [True] * len(lines)
+    assert main(["inspect", "m.safetensors"]) == 0
+    assert "classes: a\ufffdb, 1, 2, 3" in capsys.readouterr().out
 
 
 def test_class_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
