@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetnet import charts
-from budgetnet.markup import Html, escaped, join, percent, shortened, tag
+from budgetnet.markup import Html, escaped, join, percent, shortened, tag, visible
 
 HOSTILE = '"><script>alert(1)</script>&amp;'
 
@@ -233,6 +233,8 @@ def test_text_is_shown_and_never_taken_for_markup():
 def test_what_cannot_be_seen_or_written_becomes_a_mark():
     assert escaped("a\0b\u202e\udc80") == "a\ufffdb\ufffd\ufffd"
     escaped("\udc80").encode()
+    assert escaped("a\n\tb\xa0c") == "a\n\tb\xa0c"
+    assert visible("a\n\tb\xa0c\x1b\u2028\r") == "a\ufffd\ufffdb\xa0c\ufffd\ufffd\ufffd"
 
 
 def test_numbers_in_attributes_have_two_decimals_at_most():

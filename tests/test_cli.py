@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ import torch
 from mlflow_server import stored
 from PIL import Image
 
-from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, models, shift, splits
+from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, export, models, shift, splits
 from budgetnet.classifier import Classifier
 from budgetnet.cli import _parser, main
 from budgetnet.cli.common import EXAMPLES, stop_by_signal
@@ -402,6 +403,40 @@ def test_a_contest_pickle_is_predicted_under_its_own_ids(home, capsys, monkeypat
     assert [line.split(",")[0] for line in (home / "contest.csv").read_text().split()] == ["ID", *"73910"]
 
 
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("predict m v.png --output v.png", "v.png"),
+        ("predict m ./v.png --output v.csv", "v.png"),
+        ("predict m own.pkl --output own.pkl", "own.pkl"),
+        ("predict m own.pkl --output L.csv --labels L.csv", "L.csv"),
+        ("predict m own.pkl --output L.csv --labels L.probabilities.csv --probabilities", "L.probabilities.csv"),
+        ("predict m own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("predict runs/n own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("predict n own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("export m --format safetensors --precision fp16 --output m/best.safetensors", "m/best.safetensors"),
+        ("export ref.bin --format openvino --output ref.xml", "ref.bin"),
+        ("export index.html --page --output m.onnx", "index.html"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(command, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "find_spec", lambda package: package)  # OpenVINO need not be there
+    for folder in ("m", "runs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "runs" / "n").symlink_to(tmp_path / "m")
+    for name in ("own.pkl", "v.png", "L.csv", "L.probabilities.csv", "m/best.safetensors", "ref.bin", "index.html"):
+        (tmp_path / name).write_text(name)  # which nothing could read: it is refused before
+    (tmp_path / "v.csv").symlink_to(tmp_path / "v.png")
+    before = everything(tmp_path)
+    assert main(command.split()) == 1
+    assert re.fullmatch(
+        rf"budgetnet: error: cannot write \S+: it is \S*{Path(file).name}, which is read; choose another --output\n",
+        capsys.readouterr().err,
+    )
+    assert everything(tmp_path) == before
+
+
 def test_a_single_image_is_classified_on_the_terminal(home, capsys, monkeypatch):
     monkeypatch.chdir(home)
     Image.fromarray(np.load(home / "digits.npy")[0]).resize((90, 70)).save(home / "one.png")
@@ -663,6 +698,37 @@ def test_a_class_that_no_image_has_counts_none(tmp_path, capsys):
     assert sum(counts.values()) == 20
 
 
+@pytest.mark.parametrize("name", ["one.png", "some.npy", "contest.pkl"])
+def test_images_without_labels_have_statistics_and_no_classes(name, tmp_path, capsys):
+    black = np.zeros((1, 32, 32, 3), np.uint8)
+    Image.fromarray(black[0]).save(tmp_path / "one.png")
+    np.save(tmp_path / "some.npy", black)
+    (tmp_path / "contest.pkl").write_bytes(pickle.dumps({"data": black}))
+    assert main(["data", "stats", str(tmp_path / name)]) == 0
+    zeros = "0.00000 0.00000 0.00000"
+    assert capsys.readouterr().out == f"{tmp_path / name}: 1 image\n  mean {zeros}\n  std  {zeros}\n"
+
+
+def test_a_name_with_line_ends_stays_in_its_line(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a\nb", "c\td"):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / f"{name}.png")
+    checkpoint.save_classifier(
+        tmp_path / "m.safetensors", replace(checkpoint.load_classifier(home / "run"), classes=("a\nb", *"123456789"))
+    )
+    for command, lines in (
+        ("data stats photos", ["photos: 2 images", "  a\ufffdb ", "  c\ufffdd ", "  mean ", "  std "]),
+        ("predict m.safetensors photos", ["a\ufffdb/a\ufffdb.png ", "c\ufffdd/c\ufffdd.png "]),
+    ):
+        assert main(command.split()) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert [line.startswith(start) for line, start in zip(shown, lines, strict=True)] == [True] * len(lines)
+    assert main(["inspect", "m.safetensors"]) == 0
+    assert "classes: a\ufffdb, 1, 2, 3" in capsys.readouterr().out
+
+
 def test_class_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -790,9 +856,12 @@ def bad(home, tmp_path_factory) -> Path:
         ("predict home/run empty", "empty"),
         ("predict home/run hostile.pkl --output out.csv", "hostile.pkl"),
         ("predict home/run picture.png", "picture.png"),
+        ("predict picture.png home/run", "home/run is a model, and picture.png is none: name the model first"),
+        ("predict picture.png home/digits.npy", "picture.png is no model: give a run's folder, or a file"),
         ("predict home/run small.npy", "small.npy"),
         ("predict home/run contest.pkl", "contest.pkl"),
         ("predict home/run home/digits.npy --output nowhere/out.csv", "nowhere"),
+        ("predict home/run home/digits.npy --output out.png", "--output is out.png, expected a name that ends in .csv"),
         ("predict home/run home/digits.npy --labels home/labels.csv", "give --output"),
         ("predict home/run home/digits.npy --output out.csv --labels typo.yaml", "typo.yaml"),
         ("predict home/run home/digits.npy --output out.csv --labels few.csv", "IDs"),

@@ -397,6 +397,10 @@ def test_the_training_images_of_any_data_are_found_for_statistics(tmp_path):
     assert (len(images), classes) == (30, CLASSES)
     images, classes = data.read_training(write_tree(tmp_path / "pets"))
     assert (len(images), classes) == (5, ("ant", "cat", "dog"))
+    images, classes = data.read_training(tmp_path / "pets" / "test")  # class folders alone
+    assert (images.labels.tolist(), classes) == ([0, 1], ("cat", "dog"))
+    images, classes = data.read_training(tmp_path / "pets" / "train" / "cat")
+    assert (len(images), classes) == (3, ())
     images, classes = data.read_training(
         dump(tmp_path / "c.pkl", {b"data": random_batch(3, 0)[0], b"labels": [2, 0, 2]})
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from budgetnet import files
-from budgetnet.errors import WriteError
-from budgetnet.files import append, atomic_write, clear_parts, make_folder, remove
+from budgetnet.errors import ConfigError, WriteError
+from budgetnet.files import append, atomic_write, clear_parts, make_folder, remove, require_apart
 
 
 def no_space(*_, **__):
@@ -103,3 +103,18 @@ def test_only_what_dead_writers_left_is_cleared(tmp_path):
         (tmp_path / name).touch()
     clear_parts(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == kept
+
+
+def test_a_file_is_told_from_another_under_all_its_names_there_or_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("read", "other"):
+        Path(name).write_text(name)
+    Path("symbolic").symlink_to("read")
+    Path("hard").hardlink_to("read")
+    for name in ("read", "./read", "folder/../read", str(tmp_path / "read"), "symbolic", "hard"):
+        with pytest.raises(ConfigError, match=r"cannot write .*: it is read, which is read; choose another --output"):
+            require_apart([Path("other"), Path(name)], [Path("gone"), Path("read")])
+    with pytest.raises(ConfigError, match="it is gone"):
+        require_apart([Path("folder/../gone")], [Path("gone")])
+    require_apart([Path("other"), Path("folder/read")], [Path("read"), Path("gone"), Path("folder")])

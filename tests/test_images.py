@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import pathlib
 import pickle
 import pickletools
 import struct
@@ -236,7 +237,7 @@ def test_a_damaged_pickle_gives_images_or_a_data_error_and_nothing_else(tmp_path
 
 @fuzz
 @given(raw=st.binary(max_size=200))
-@pytest.mark.parametrize("suffix", ["", ".pkl", ".bin", ".npy", ".png", ".jpg", ".gif"])
+@pytest.mark.parametrize("suffix", ["", ".pkl", ".xyz", ".bin", ".npy", ".png", ".jpg", ".gif"])
 def test_garbage_of_any_kind_is_a_data_error_that_names_the_file(tmp_path, suffix, raw):
     path = tmp_path / f"garbage{suffix}"
     path.write_bytes(raw)
@@ -405,6 +406,47 @@ def test_what_is_read_says_what_it_is_by_its_suffix_in_any_case(tmp_path):
     assert read_images(tmp_path / "x.NPY").kind == "NumPy array"
     assert read_images(write_binary_batches(tmp_path) / "test_batch.bin").kind == "CIFAR-10 binary batch"
     assert read_images(dump(tmp_path / "x.any", {b"data": random_batch(3, 0)[0]})).kind == "contest pickle"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".tif", ".webp"])
+@pytest.mark.parametrize("name", ["nosuffix", "a.xyz"])
+def test_an_image_without_a_suffix_of_images_is_known_by_how_it_begins(tmp_path, name, suffix):
+    path = save(picture(0), tmp_path / f"a{suffix}")
+    expected = read_images(path).images
+    read = read_images(path.rename(tmp_path / name))
+    assert (read.kind, read.names) == ("image", (name,))
+    assert torch.equal(read.images, expected)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["data_batch_1", "contest.dat", "contest.PKL", "contest.pickle"])
+def test_a_pickle_is_one_whatever_its_suffix(tmp_path, name, protocol):
+    path = dump(tmp_path / name, {"data": random_batch(3, 0)[0]}, protocol)
+    assert (read_images(path).kind, len(read_images(path))) == ("contest pickle", 3)
+
+
+def test_a_pickle_is_read_from_a_pipe():
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        pickle.dump({"data": random_batch(3, 0)[0]}, file)
+    assert len(read_images(pathlib.Path(f"/dev/fd/{reading}"))) == 3
+    os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("z.npz", b"PK\x03\x04"),
+        ("labels.csv", b"ID,Labels\n0,1\n"),
+        ("a.pdf", b"%PDF-1.7\n"),
+        ("notes.txt", b"Pictures of cats\n"),
+        ("x.parquet", b"PAR1"),
+        ("empty.dat", b""),
+    ],
+)
+def test_a_file_of_no_kind_that_is_read_is_told_which_are(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    refused(lambda: read_images(tmp_path / name), name, "no kind that is read", ".png", ".npy", ".bin", ".pkl")
 
 
 def test_missing_and_empty_inputs_are_refused(tmp_path):

@@ -62,13 +62,21 @@ def test_a_submission_into_a_missing_folder_is_refused_and_makes_no_folder(tmp_p
     [
         ("", "line 1: the header is ''"),
         ("id,label\n0,1\n", "line 1: the header is 'id,label', expected 'ID,Labels'"),
-        ("\ufeffID,Labels\n0,1\n", "line 1"),
+        ("\ufeff\ufeffID,Labels\n0,1\n", "line 1"),
+        ('"ID,Labels"\n0,1\n', "line 1"),
+        ("ID;Labels\n0;1\n", "line 1: the header is 'ID;Labels', expected 'ID,Labels'"),
+        ('"","ID","Labels"\n"1",0,1\n', "line 1"),
+        ('ID,Labels\n0,"1\n', "line 2"),
+        ('ID,Labels\n0,"1\n"\n', "line 2"),
+        ('ID,Labels\n"0"0,1\n', "line 2"),
+        ('ID,Labels\n0,""\n', "line 2"),
+        ("ID,Labels\n0 ,1\n", "line 2"),
+        ("ID,Labels\n" + "9" * 200_000 + ",1\n", "line 2"),
         ("ID,Labels\n", "no rows"),
         ("ID,Labels\n0,1\n0,2\n", "line 3: ID 0 is there a second time"),
         ("ID,Labels\n0,1\n1,10\n", "line 3: the label is 10, expected 0 to 9"),
         ("ID,Labels\n0,-1\n", "line 2: the label is -1"),
         ("ID,Labels\n0,1.0\n", "line 2: found '0,1.0', expected two integers, an ID and a label"),
-        ("ID,Labels\n0, 1\n", "line 2"),
         ("ID,Labels\n0,1_0\n", "line 2"),
         ("ID,Labels\n0,٣\n", "line 2"),
         ("ID,Labels\n0,1,2\n", "line 2"),
@@ -88,6 +96,21 @@ def test_reading_names_the_line_of_what_is_wrong(tmp_path, text, message):
 def test_reading_takes_windows_line_ends_and_a_last_line_without_one(tmp_path):
     path = tmp_path / "s.csv"
     path.write_bytes(b"ID,Labels\r\n4,1\r\n2,0")
+    assert read_submission(path) == ([4, 2], [1, 0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffID,Labels\r\n4,1\r\n2,0\r\n",  # Excel
+        '"ID","Labels"\n4,1\n2,0\n',  # R
+        '"ID","Labels"\n"4","1"\n"2","0"\n',
+        '\ufeff"ID", "Labels"\n4, 1\n 2,  0\n',
+    ],
+)
+def test_reading_takes_what_spreadsheets_and_r_write(tmp_path, text):
+    path = tmp_path / "s.csv"
+    path.write_bytes(text.encode())
     assert read_submission(path) == ([4, 2], [1, 0])
 
 

@@ -39,6 +39,7 @@ CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
 WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
+_CHECKPOINTS = (".ckpt", ".pth", ".pt")  # suffixes of what torch.save writes
 
 BOX = "box"
 """The name of the model that budgetnet brings; `box` says where it is."""
@@ -186,12 +187,22 @@ def located(path_or_name: str | Path) -> Path:
     )
 
 
+def files_of(path_or_name: str | Path) -> list[Path]:
+    """Where the file that `load` reads would be, there or not; nothing of what is no file, folder or run here.
+
+    Raises:
+        CheckpointError: as `found` does.
+    """
+    place = found(path_or_name)
+    return [] if place is None else [place, place / WEIGHTS, place / HUB_WEIGHTS]
+
+
 def is_model(path_or_name: str | Path) -> bool:
     """Whether this names a model, by its looks, and nothing that a model could be asked about."""
     path = Path(path_or_name)
     if path.exists():
         folder = any((path / name).is_file() for name in (WEIGHTS, HUB_WEIGHTS))
-        return folder or path.suffix in (".safetensors", ".ckpt", ".pth", ".pt")
+        return folder or path.suffix in (".safetensors", *_CHECKPOINTS)
     return str(path) == BOX or (RUNS / path).exists()
 
 
@@ -240,6 +251,9 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
         raise CheckpointError(
             f"{path} is the state of a training, not a model: use best.safetensors beside it, or resume the run"
         )
+    # An archive, or a pickle as torch.save wrote it before version 1.6.
+    if path.suffix not in _CHECKPOINTS and not content.startswith((b"PK", b"\x80")):
+        raise CheckpointError(f"{path} is no model: give a run's folder, or a file (.safetensors, .pth, .pt or .ckpt)")
     return _load_reference(path, content, model)
 
 

@@ -137,7 +137,7 @@ def export(
         ConfigError: options that make no sense together, or a package that is missing.
         DataError: the data has other classes.
     """
-    check(form, precision, output, most_lost, page)
+    check(form, precision, source, output, most_lost, page)
     origin.require_classes(source, classifier, dataset)
     trained = origin.trained_on(source, classifier)
     pixels, labels, split = _chosen(source, dataset, trained, split, limit)
@@ -173,11 +173,12 @@ def export(
     return compared
 
 
-def check(form: Format, precision: Precision, output: Path, most_lost: float, page: bool) -> None:
+def check(form: Format, precision: Precision, source: Path, output: Path, most_lost: float, page: bool) -> None:
     """Refuse what makes no sense, before any work.
 
     Raises:
-        ConfigError: options that exclude each other, a package that is missing, a name that says something else.
+        ConfigError: options that exclude each other, a package that is missing, a name that says something else or is
+            that of the model itself.
     """
     if precision not in PRECISIONS[form]:
         raise ConfigError(f"--format {form} is written in {' or '.join(PRECISIONS[form])}, not in {precision}")
@@ -192,6 +193,8 @@ def check(form: Format, precision: Precision, output: Path, most_lost: float, pa
             raise ConfigError(f"{output} is there and not an empty folder: choose another --output")
     elif output.suffix != _SUFFIXES[form]:
         raise ConfigError(f"--output is {output}, expected a name that ends in {_SUFFIXES[form]} for --format {form}")
+    beside = [output.with_suffix(".bin")] if form == "openvino" else [output.parent / PAGE] if page else []
+    files.require_apart([output, *beside], checkpoint.files_of(source))
 
 
 def _chosen(

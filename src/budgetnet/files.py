@@ -7,11 +7,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from budgetnet.errors import WriteError
+from budgetnet.errors import ConfigError, WriteError
 
 
 @contextmanager
@@ -69,6 +69,21 @@ def atomic_write(path: Path, data: bytes, *, keep: str | None = None) -> None:
     """
     with replacing(path, keep=keep) as temporary:
         temporary.write_bytes(data)
+
+
+def require_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """See that what a command is to write is none of the files that it reads, by whatever name.
+
+    Raises:
+        ConfigError: one is.
+    """
+    inputs = list(inputs)
+    for output in outputs:
+        for read in inputs:
+            # Of files that are there, links may have several names; others have theirs alone.
+            both = output.exists() and read.exists()
+            if os.path.samefile(output, read) if both else os.path.realpath(output) == os.path.realpath(read):
+                raise ConfigError(f"cannot write {output}: it is {read}, which is read; choose another --output")
 
 
 def append(path: Path, data: bytes) -> None:

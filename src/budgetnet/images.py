@@ -70,7 +70,8 @@ def read_images(path: Path, image_size: int = SIDE) -> Images:
 
     Args:
         path: a contest pickle, an official batch (Python or binary), a .npy array (uint8), an image file, or a folder
-            of images (directly in it or in class folders), taken in natural order of their names (2 before 10).
+            of images (directly in it or in class folders), taken in natural order of their names (2 before 10). A
+            suffix that is none of theirs leaves it to the file's first bytes whether it is a pickle or an image.
         image_size: side in pixels. Image files are resized to it; arrays must have it.
 
     Returns:
@@ -78,13 +79,13 @@ def read_images(path: Path, image_size: int = SIDE) -> Images:
         labels of class folders are the ranks of the folders' names in plain order.
 
     Raises:
-        DataError: the input is missing, damaged, hostile, or has images of another size.
+        DataError: the input is missing, damaged, hostile, of no kind that is read, or has images of another size.
     """
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder, expected a contest pickle, a batch, an image or a folder of images"
         )
-    reader = _FOLDER if path.is_dir() else _READERS.get(path.suffix.lower(), _PICKLE)
+    reader = _reader_of(path)
     return replace(reader.read(path, image_size), kind=reader.kind)
 
 
@@ -119,12 +120,43 @@ class _Reader(NamedTuple):
     read: Callable[[Path, int], Images]
 
 
-_FOLDER, _PICKLE = _Reader("image folder", _read_folder), _Reader("contest pickle", _read_pickle)
-_READERS = {  # by suffix; files of all others are pickles
+_FOLDER, _IMAGE = _Reader("image folder", _read_folder), _Reader("image", _read_image)
+_PICKLE = _Reader("contest pickle", _read_pickle)
+_READERS = {  # by suffix
     ".npy": _Reader("NumPy array", _read_array),
     ".bin": _Reader("CIFAR-10 binary batch", _read_batch),
-    **dict.fromkeys(SUFFIXES, _Reader("image", _read_image)),
+    **dict.fromkeys((".pkl", ".pickle"), _PICKLE),
+    **dict.fromkeys(SUFFIXES, _IMAGE),
 }
+# How files begin: PNG, JPEG, GIF, TIFF of both byte orders, WebP; dicts of pickle protocols 2 and later, 1, and 0.
+_IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")
+_PICKLE_STARTS = (b"\x80", b"}", b"(d")
+
+
+def _reader_of(path: Path) -> _Reader:
+    if path.is_dir():
+        return _FOLDER
+    suffix = path.suffix.lower()
+    if suffix in _READERS:
+        return _READERS[suffix]
+    start = _start(path) if path.is_file() else b""  # a pipe can be read only once
+    if start.startswith(_IMAGE_STARTS):
+        return _IMAGE
+    if suffix and not start.startswith(_PICKLE_STARTS):
+        raise DataError(
+            f"{path}: found a file of no kind that is read, expected an image ({', '.join(sorted(SUFFIXES))}), a "
+            "folder of images, a NumPy array (.npy), a CIFAR-10 binary batch (.bin) or a contest pickle (.pkl): "
+            "convert it, or give it its suffix"
+        )
+    return _PICKLE  # as the official batches are, which have no suffix
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: {reason(error)}, expected a file that can be read") from error
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], Tensor | None]:

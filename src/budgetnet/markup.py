@@ -8,7 +8,6 @@ from collections.abc import Iterable
 NBSP = "\N{NO-BREAK SPACE}"
 
 _VOID = frozenset({"br", "img", "input", "link", "meta"})
-_SHOWN = frozenset({"\n", "\t", NBSP})  # and all that is printable
 
 
 class Html(str):
@@ -17,19 +16,24 @@ class Html(str):
     __slots__ = ()
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, lines: bool = False) -> str:
     """The text with the replacement character for all that shows nothing or upsets what is around it.
 
     Those are controls, marks that turn the direction of text, and halves of surrogate pairs, which names of files hold.
+
+    Args:
+        text: to be shown, in one line unless told otherwise.
+        lines: whether line ends and tabs stay.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in _SHOWN else "\N{REPLACEMENT CHARACTER}" for c in text)
+    shown = f"{NBSP}\n\t" if lines else NBSP
+    return "".join(c if c.isprintable() or c in shown else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def escaped(value: object) -> Html:
     """Any value as visible text between tags or in a quoted attribute; markup stays as it is."""
-    return value if isinstance(value, Html) else Html(html.escape(visible(str(value))))
+    return value if isinstance(value, Html) else Html(html.escape(visible(str(value), lines=True)))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:

@@ -102,7 +102,8 @@ def read_submission(path: Path, num_classes: int | None = None) -> tuple[list[in
     """Read a submission, strictly: the header `ID,Labels`, then two integers a row, each ID once.
 
     Args:
-        path: the file; its lines may end in a newline or a carriage return and a newline.
+        path: the file, also as spreadsheets and R write it: lines may end in a newline or a carriage return and a
+            newline, cells may be quoted or have a space before them, and a byte order mark may come first.
         num_classes: labels are to be below it; None only asks that they are not negative.
 
     Returns:
@@ -112,17 +113,17 @@ def read_submission(path: Path, num_classes: int | None = None) -> tuple[list[in
         DataError: the file cannot be read or is not a submission; the message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; expected a submission") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text, expected a CSV file with the header {','.join(HEADER)}") from error
-    if lines[0] != ",".join(HEADER):
+    if _cells(lines[0]) != [*HEADER]:
         raise DataError(f"{path}, line 1: the header is {_short(lines[0])}, expected {','.join(HEADER)!r}")
 
     labels_of: dict[int, int] = {}
     for line_number, line in enumerate(lines[1:], start=2):
-        cells = line.split(",")
+        cells = _cells(line)
         if len(cells) != 2 or not all(_INTEGER.fullmatch(cell) for cell in cells):
             raise DataError(
                 f"{path}, line {line_number}: found {_short(line)}, expected two integers, an ID and a label"
@@ -137,6 +138,14 @@ def read_submission(path: Path, num_classes: int | None = None) -> tuple[list[in
     if not labels_of:
         raise DataError(f"{path} has a header and no rows, expected one row an image")
     return list(labels_of), list(labels_of.values())
+
+
+def _cells(line: str) -> list[str]:
+    """Those of one line; none of what is no line of a CSV file."""
+    try:
+        return next(csv.reader([line], skipinitialspace=True, strict=True))
+    except csv.Error:  # a quote that is not closed, say
+        return []
 
 
 def score_predictions(ids: Sequence[int], predicted: Sequence[int], labels: Path, num_classes: int) -> LabelScores:

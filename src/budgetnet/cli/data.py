@@ -60,9 +60,9 @@ def _stats(options: Namespace) -> int:
     if options.json:
         print(json.dumps({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
         return 0
-    print(f"{path}: {len(images.images):,} images")
+    print(f"{path}: {len(images.images):,} image{'s' * (len(images.images) != 1)}")
     names = [visible(name) for name in counts]
-    width = min(max(20, *map(cell_len, names)), columns() - 11)
+    width = min(max([20, *map(cell_len, names)]), columns() - 11)
     for name, count in zip(names, counts.values(), strict=True):
         print(f"  {fitted(name, width)} {count:>8,}")
     print("  mean " + " ".join(f"{x:.5f}" for x in found.mean))

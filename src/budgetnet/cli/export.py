@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
 def _export(options: Namespace) -> int:
     from budgetnet import checkpoint, export, origin, registry
 
-    export.check(options.format, options.precision, options.output, options.max_loss, options.page)
+    export.check(options.format, options.precision, options.checkpoint, options.output, options.max_loss, options.page)
     classifier = load_model(options.checkpoint, options.model)
     # Of a run, the card of a hub folder has the figures.
     source = options.checkpoint

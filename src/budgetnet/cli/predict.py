@@ -105,7 +105,9 @@ def _predict(options: Namespace) -> int:
 
 
 def _check(options: Namespace) -> None:
-    """Refuse options that make no sense together."""
+    """Refuse options that make no sense together, and to write over what is read."""
+    from budgetnet import checkpoint, files
+
     if options.output is None and (options.probabilities or options.labels):
         raise ConfigError("--probabilities and --labels need a submission: give --output FILE.csv too")
     if options.precision != "int8" and not fits(options) and (options.data or options.dataset):
@@ -114,6 +116,17 @@ def _check(options: Namespace) -> None:
             "--view-weights fit are fitted on: leave them out"
         )
     check_remedies(options)
+    if options.output is None:
+        return
+    read = [options.input, *checkpoint.files_of(options.checkpoint), *filter(None, [options.labels])]
+    files.require_apart([options.output, *([_beside(options.output)] if options.probabilities else [])], read)
+    if options.output.suffix.lower() != ".csv":
+        raise ConfigError(f"--output is {options.output}, expected a name that ends in .csv")
+
+
+def _beside(output: Path) -> Path:
+    """The file of probabilities that goes with a submission."""
+    return output.with_suffix(".probabilities.csv")
 
 
 class _Predictions:
@@ -157,7 +170,7 @@ def _write(predictions: _Predictions, output: Path, *, probabilities: bool) -> d
     written = {}
     ids, classes = predictions.ids, predictions.classes
     if probabilities:
-        beside = output.with_suffix(".probabilities.csv")
+        beside = _beside(output)
         predict.write_probabilities(beside, ids, predictions.probabilities, classes, files=predictions.files)
         written["probabilities"] = str(beside)
     predict.write_submission(output, ids, predictions.labels, len(classes))
@@ -189,7 +202,7 @@ def _name_the_model(options: Namespace) -> None:
     """Put model and input into their places: one alone is an input, for the model that budgetnet brings.
 
     Raises:
-        ConfigError: there is more, or a model and no input.
+        ConfigError: there is more, or a model and no input, or a model where the input stands.
         CheckpointError: this copy of budgetnet brings no model.
     """
     from budgetnet import checkpoint, registry
@@ -199,9 +212,11 @@ def _name_the_model(options: Namespace) -> None:
         options.checkpoint, options.input = options.input, Path(further.pop())
     if further:
         raise ConfigError(f"unrecognized arguments: {' '.join(further)} (see budgetnet predict --help)")
-    if options.checkpoint is not None:
+    what, model = options.input, options.checkpoint
+    if model is not None:
+        if checkpoint.is_model(what) and not registry.is_registered(model) and not checkpoint.is_model(model):
+            raise ConfigError(f"{what} is a model, and {model} is none: name the model first, then the images")
         return
-    what = options.input
     if registry.is_registered(what) or checkpoint.is_model(what):
         raise ConfigError(f"{what} is a model: say what it shall classify, `budgetnet predict {what} photo.jpg`")
     options.checkpoint = checkpoint.box()
