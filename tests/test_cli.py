@@ -398,6 +398,15 @@ def test_inspect_shows_a_network_a_recipe_and_a_run_and_draws_them(home, capsys,
     assert shown["provenance"]["epoch"] >= 1
 
 
+def test_inspecting_a_network_needs_no_memory_for_it(tmp_path, capsys):
+    recipe = tmp_path / "wide.yaml"
+    recipe.write_text("model: {name: enhanced, width: 100000}\nbudget: null\n")
+    for wide in (["enhanced", "--width", "100000"], [str(recipe)]):
+        assert main(["inspect", *wide, "--json"]) == 0
+        layers = json.loads(capsys.readouterr().out)["layers"]
+        assert (layers[0]["parameters"], layers[0]["multiply_adds"]) == (27 * 100_000, 27 * 100_000 * 32**2)
+
+
 def test_pictures_in_folders_are_trained_on_tested_and_predicted(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = data.load("digits", None)
@@ -718,6 +727,10 @@ def bad(home, tmp_path_factory) -> Path:
         (f"train {SMOKE} --budget 10", "not even width"),
         (f"train {SMOKE} --model.name resnet18 --model.stages null", "6,173,962 over the budget of 5,000,000"),
         (f"train {SMOKE} --model.name resnet81 --model.stages null", "resnet81 is not a network"),
+        (
+            f"train {SMOKE} --model.name enhanced --model.stages null --budget null --model.width 100000",
+            "GB of memory are free: choose a smaller network, or a smaller width",
+        ),
         (f"train {SMOKE} --val-size 2000", "val_size"),
         (f"train {SMOKE} --dataset cifar10 --data empty", "found an empty folder"),
         (f"train {SMOKE} --dataset cifar10 --data nowhere", "no such folder"),
@@ -771,6 +784,8 @@ def bad(home, tmp_path_factory) -> Path:
         (f"predict home/run {'x' * 300}", "File name too long"),
         ("evaluate home/run --split val --data tiny --dataset cifar10", "airplane"),
         ("inspect resnet81", "resnet81"),
+        ("inspect enhanced --width 1000000000", "enhanced is too large to be built: choose a smaller network"),
+        ("inspect enhanced --width 100000000000000000000", "enhanced is too large to be built"),
         ("inspect home/run --width 3", "--width is for a network given by name"),
         ("inspect resnet18 --model resnet18", "--model is for a checkpoint"),
         ("inspect runs/nowhere", "runs/nowhere is not there"),

@@ -54,6 +54,8 @@ def _models(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> int:
+    import torch
+
     from budgetnet import checkpoint, data, models, pictures, registry
     from budgetnet.cli.model import load_model
     from budgetnet.config import ModelConfig
@@ -72,12 +74,14 @@ def _inspect(options: Namespace) -> int:
         recipe = load_recipe(Path(options.what))
         size, title = recipe.image_size, recipe.model.name
         classes = options.classes or data.num_classes(recipe.dataset, None)
-        network = models.build(recipe.model, classes, image_size=size, budget=recipe.budget)
+        with torch.device("meta"):  # where it may be of any size
+            network = models.build(recipe.model, classes, image_size=size, budget=recipe.budget)
     elif named:
         if "/" in options.what or Path(options.what).suffix:
             raise CheckpointError(f"{options.what} is not there: give a name that `budgetnet models` lists, or a file")
         config, size = ModelConfig(name=options.what, width=options.width), 32
-        network = models.build(config, options.classes or 10)
+        with torch.device("meta"):
+            network = models.build(config, options.classes or 10)
         title = options.what
     else:
         classifier = load_model(Path(options.what), options.model)
