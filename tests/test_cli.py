@@ -398,6 +398,15 @@ def test_inspect_shows_a_network_a_recipe_and_a_run_and_draws_them(home, capsys,
     assert shown["provenance"]["epoch"] >= 1
 
 
+def test_inspect_knows_a_recipe_that_budgetnet_brings_by_its_name_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for name in ("quick", "quick.yaml", str(ROOT / "recipes" / "quick.yaml")):
+        assert main(["inspect", name]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+
+
 def test_inspecting_a_network_needs_no_memory_for_it(tmp_path, capsys):
     recipe = tmp_path / "wide.yaml"
     recipe.write_text("model: {name: enhanced, width: 100000}\nbudget: null\n")
@@ -787,6 +796,12 @@ def bad(home, tmp_path_factory) -> Path:
         ("inspect enhanced --width 1000000000", "enhanced is too large to be built: choose a smaller network"),
         ("inspect enhanced --width 100000000000000000000", "enhanced is too large to be built"),
         ("inspect home/run --width 3", "--width is for a network given by name"),
+        ("inspect home/run --classes 5", "--classes is for a name or a recipe, and home/run has its own"),
+        ("inspect quick --width 3", "--width is for a network given by name"),
+        ("inspect quick --model resnet18", "--model is for a checkpoint"),
+        ("inspect enhanced --classes 0", "the number of classes is 0, expected 2 or more"),
+        ("inspect quick --classes 0", "the number of classes is 0, expected 2 or more"),
+        ("inspect nowhere/quick.yaml", "`quick` alone is the recipe of that name"),
         ("inspect resnet18 --model resnet18", "--model is for a checkpoint"),
         ("inspect runs/nowhere", "runs/nowhere is not there"),
         ("inspect nowhere.safetensors", "nowhere.safetensors is not there"),
