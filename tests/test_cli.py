@@ -461,6 +461,10 @@ def test_models_lists_the_registry_and_what_fits(capsys, monkeypatch):
     monkeypatch.setattr(models, "names", lambda: ("resnet_leaky",))  # to look at all of them takes seconds
     assert main(["models"]) == 0
     assert "4,773,354" in capsys.readouterr().out
+    for written in ("4773354", "4_773_354", "4.773354e6"):
+        assert main(["models", "--budget", written]) == 0
+        heads, row = capsys.readouterr().out.splitlines()
+        assert (heads[-14:], row[-3:]) == ("fits 4,773,354", "yes")
 
 
 def test_print_config_prints_a_recipe_for_the_same_and_trains_nothing(tmp_path, capsys, monkeypatch):
@@ -792,6 +796,10 @@ def bad(home, tmp_path_factory) -> Path:
         ("predict home/run home/digits.npy --output out.csv --labels few.csv", "IDs"),
         (f"predict home/run {'x' * 300}", "File name too long"),
         ("evaluate home/run --split val --data tiny --dataset cifar10", "airplane"),
+        ("models --budget 0", "argument --budget: found '0', expected a whole number above 0, such as 5e6"),
+        ("models --budget -5", "argument --budget: found '-5', expected a whole number above 0"),
+        ("models --budget 1.5", "argument --budget: found '1.5', expected a whole number above 0"),
+        ("models --budget 1e999", "argument --budget: found '1e999', expected a whole number above 0"),
         ("inspect resnet81", "resnet81"),
         ("inspect enhanced --width 1000000000", "enhanced is too large to be built: choose a smaller network"),
         ("inspect enhanced --width 100000000000000000000", "enhanced is too large to be built"),

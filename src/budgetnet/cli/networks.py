@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser
+from budgetnet.cli.fit import count
 from budgetnet.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "models", _models, "list the networks, their size and whether they fit a budget")
-    command.add_argument("--budget", type=int, default=5_000_000, help="trainable parameters (default 5000000)")
+    command.add_argument("--budget", type=count, default=5_000_000, help="trainable parameters (default 5e6)")
     command.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
 
     command = command_parser(commands, "inspect", _inspect, "show a network's layers, or what a checkpoint holds")
