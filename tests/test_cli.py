@@ -17,6 +17,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow_server import stored
 from PIL import Image
 
@@ -474,6 +475,8 @@ def test_print_config_prints_a_recipe_for_the_same_and_trains_nothing(tmp_path, 
     assert "lr: 0.3" in printed
     assert main(["train", "printed.yaml", "--print-config"]) == 0
     assert capsys.readouterr().out == printed
+    assert main(["train", "printed.yaml", "--print-config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(printed)
     assert [path.name for path in tmp_path.iterdir()] == ["printed.yaml"]
 
 
@@ -772,9 +775,11 @@ def bad(home, tmp_path_factory) -> Path:
         ("evaluate home/run --norm-prior 16", "--norm-prior is for --norm-statistics target"),
         ("evaluate home/run --norm-statistics target --norm-prior -1", "--norm-prior is -1, expected 0 or more"),
         ("evaluate home/run --norm-statistics target --precision int8", "leave out --precision int8 or --norm-s"),
-        ("evaluate home/run --temperature cold", "found 'cold', expected fit or a number above 0"),
-        ("evaluate home/run --temperature nan", "found 'nan', expected fit or a number above 0"),
-        ("evaluate home/run --temperature 0", "found '0', expected fit or a number above 0"),
+        ("evaluate home/run --temperature cold", "found 'cold', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature nan", "found 'nan', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature 1e-300", "found '1e-300', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature 101", "found '101', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature 0", "found '0', expected fit or a number from 0.01 to 100"),
         (
             "predict home/run home/digits.npy --temperature 2 --data tiny",
             "--temperature fit and --view-weights fit are fitted on",
