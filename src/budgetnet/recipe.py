@@ -36,14 +36,20 @@ def find_recipe(recipe: Path) -> Path:
     """The file of a recipe: one of this name, or one that budgetnet brings, of which `quick` is name enough.
 
     Raises:
-        ConfigError: it lies elsewhere, and budgetnet brings one of its name.
+        ConfigError: it lies elsewhere, and budgetnet brings one of its name, or of nearly its name alone.
     """
-    brought = BROUGHT / f"{recipe.stem}.yaml"
-    if recipe.exists() or not brought.is_file():
+    name = recipe.stem
+    brought = BROUGHT / f"{name}.yaml"
+    if recipe.exists():
         return recipe
-    if recipe in (Path(recipe.stem), Path(brought.name)):
-        return brought
-    raise ConfigError(f"{recipe} is not there; `{recipe.stem}` alone is the recipe of that name that budgetnet brings")
+    alone = recipe in (Path(name), Path(brought.name))
+    if brought.is_file():
+        if alone:
+            return brought
+        raise ConfigError(f"{recipe} is not there; `{name}` alone is the recipe of that name that budgetnet brings")
+    if alone and (hint := nearest(name, [path.stem for path in BROUGHT.glob("*.yaml")])):
+        raise ConfigError(f"{recipe} is not there, nor a recipe that budgetnet brings{hint}")
+    return recipe
 
 
 def run_folder(recipe: Path) -> Path:
