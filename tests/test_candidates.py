@@ -79,7 +79,7 @@ def test_speed_is_measured_by_steps_of_the_training():
         ({"families": ("preakt",)}, "preakt is not a family of networks, expected some of preact, "),
         ({"budget": 0}, "budget is 0, expected a number above 0"),
         ({"latency_ms": -1.0}, "latency is -1"),
-        ({"minutes": 0.0}, "minutes 0.0, expected"),
+        ({"minutes": 0.0}, "^minutes is 0, expected"),
         ({"recipe": replace(RECIPE, val_size=0)}, "val_size is 0, but networks are chosen by validation accuracy"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow_server import stored
 from PIL import Image
 
@@ -459,6 +460,24 @@ def test_inspect_shows_a_network_a_recipe_and_a_run_and_draws_them(home, capsys,
     assert shown["provenance"]["epoch"] >= 1
 
 
+def test_inspect_knows_a_recipe_that_budgetnet_brings_by_its_name_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for name in ("quick", "quick.yaml", str(ROOT / "recipes" / "quick.yaml")):
+        assert main(["inspect", name]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_inspecting_a_network_needs_no_memory_for_it(tmp_path, capsys):
+    recipe = tmp_path / "wide.yaml"
+    recipe.write_text("model: {name: enhanced, width: 100000}\nbudget: null\n")
+    for wide in (["enhanced", "--width", "100000"], [str(recipe)]):
+        assert main(["inspect", *wide, "--json"]) == 0
+        layers = json.loads(capsys.readouterr().out)["layers"]
+        assert (layers[0]["parameters"], layers[0]["multiply_adds"]) == (27 * 100_000, 27 * 100_000 * 32**2)
+
+
 def test_pictures_in_folders_are_trained_on_tested_and_predicted(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = data.load("digits", None)
@@ -504,6 +523,10 @@ def test_models_lists_the_registry_and_what_fits(capsys, monkeypatch):
     monkeypatch.setattr(models, "names", lambda: ("resnet_leaky",))  # to look at all of them takes seconds
     assert main(["models"]) == 0
     assert "4,773,354" in capsys.readouterr().out
+    for written in ("4773354", "4_773_354", "4.773354e6"):
+        assert main(["models", "--budget", written]) == 0
+        heads, row = capsys.readouterr().out.splitlines()
+        assert (heads[-14:], row[-3:]) == ("fits 4,773,354", "yes")
 
 
 def test_print_config_prints_a_recipe_for_the_same_and_trains_nothing(tmp_path, capsys, monkeypatch):
@@ -513,6 +536,8 @@ def test_print_config_prints_a_recipe_for_the_same_and_trains_nothing(tmp_path, 
     assert "lr: 0.3" in printed
     assert main(["train", "printed.yaml", "--print-config"]) == 0
     assert capsys.readouterr().out == printed
+    assert main(["train", "printed.yaml", "--print-config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(printed)
     assert [path.name for path in tmp_path.iterdir()] == ["printed.yaml"]
 
 
@@ -792,6 +817,20 @@ def bad(home, tmp_path_factory) -> Path:
         ("trian", "invalid choice: 'trian'"),
         ("train", "which recipe"),
         ("train nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("train quik", "quik is not there, nor a recipe that budgetnet brings (did you mean quick?)"),
+        ("train quik.yaml", "quik.yaml is not there, nor a recipe that budgetnet brings (did you mean quick?)"),
+        ("ablate quik --vary seed=1,2", "(did you mean quick?)"),
+        ("inspect quik", "(did you mean quick?)"),
+        (f"train {SMOKE} --output ''", "--output is empty, expected a run's folder: give one, or leave --output out"),
+        (f"train {SMOKE} --output=", "--output is empty"),
+        ("fit --budget 1e5 --minutes -1", "error: minutes is -1, expected a number above 0"),
+        ("fit --budget 1e5 --minutes nan", "error: minutes is nan, expected a number above 0"),
+        ("fit --budget 1e5 --epochs -1", "error: epochs is -1, expected 0 or more"),
+        (
+            f"ablate {SMOKE} --vary optimizer.lr=1,2 --jobs 0",
+            "error: jobs is 0, expected 1 or more trainings",
+        ),
+        (f"ablate {SMOKE} --vary optimizer.lr=1,2 --threads -1", "error: threads is -1, expected 1 or more, or 0 for"),
         ("train typo.yaml", "typo.yaml: optimizer.momemtum is not an option (did you mean optimizer.momentum?)"),
         (f"train {SMOKE} --epochs 0", "epochs is 0, expected 1 or more"),
         (f"train {SMOKE} --epochs ten", "epochs is 'ten', expected int"),
@@ -812,6 +851,10 @@ def bad(home, tmp_path_factory) -> Path:
         (f"train {SMOKE} --budget 10", "not even width"),
         (f"train {SMOKE} --model.name resnet18 --model.stages null", "6,173,962 over the budget of 5,000,000"),
         (f"train {SMOKE} --model.name resnet81 --model.stages null", "resnet81 is not a network"),
+        (
+            f"train {SMOKE} --model.name enhanced --model.stages null --budget null --model.width 100000",
+            "GB of memory are free: choose a smaller network, or a smaller width",
+        ),
         (f"train {SMOKE} --val-size 2000", "val_size"),
         (f"train {SMOKE} --dataset cifar10 --data empty", "found an empty folder"),
         (f"train {SMOKE} --dataset cifar10 --data nowhere", "no such folder"),
@@ -840,9 +883,11 @@ def bad(home, tmp_path_factory) -> Path:
         ("evaluate home/run --norm-prior 16", "--norm-prior is for --norm-statistics target"),
         ("evaluate home/run --norm-statistics target --norm-prior -1", "--norm-prior is -1, expected 0 or more"),
         ("evaluate home/run --norm-statistics target --precision int8", "leave out --precision int8 or --norm-s"),
-        ("evaluate home/run --temperature cold", "found 'cold', expected fit or a number above 0"),
-        ("evaluate home/run --temperature nan", "found 'nan', expected fit or a number above 0"),
-        ("evaluate home/run --temperature 0", "found '0', expected fit or a number above 0"),
+        ("evaluate home/run --temperature cold", "found 'cold', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature nan", "found 'nan', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature 1e-300", "found '1e-300', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature 101", "found '101', expected fit or a number from 0.01 to 100"),
+        ("evaluate home/run --temperature 0", "found '0', expected fit or a number from 0.01 to 100"),
         (
             "predict home/run home/digits.npy --temperature 2 --data tiny",
             "--temperature fit and --view-weights fit are fitted on",
@@ -867,8 +912,20 @@ def bad(home, tmp_path_factory) -> Path:
         ("predict home/run home/digits.npy --output out.csv --labels few.csv", "IDs"),
         (f"predict home/run {'x' * 300}", "File name too long"),
         ("evaluate home/run --split val --data tiny --dataset cifar10", "airplane"),
+        ("models --budget 0", "argument --budget: found '0', expected a whole number above 0, such as 5e6"),
+        ("models --budget -5", "argument --budget: found '-5', expected a whole number above 0"),
+        ("models --budget 1.5", "argument --budget: found '1.5', expected a whole number above 0"),
+        ("models --budget 1e999", "argument --budget: found '1e999', expected a whole number above 0"),
         ("inspect resnet81", "resnet81"),
+        ("inspect enhanced --width 1000000000", "enhanced is too large to be built: choose a smaller network"),
+        ("inspect enhanced --width 100000000000000000000", "enhanced is too large to be built"),
         ("inspect home/run --width 3", "--width is for a network given by name"),
+        ("inspect home/run --classes 5", "--classes is for a name or a recipe, and home/run has its own"),
+        ("inspect quick --width 3", "--width is for a network given by name"),
+        ("inspect quick --model resnet18", "--model is for a checkpoint"),
+        ("inspect enhanced --classes 0", "the number of classes is 0, expected 2 or more"),
+        ("inspect quick --classes 0", "the number of classes is 0, expected 2 or more"),
+        ("inspect nowhere/quick.yaml", "`quick` alone is the recipe of that name"),
         ("inspect resnet18 --model resnet18", "--model is for a checkpoint"),
         ("inspect runs/nowhere", "runs/nowhere is not there"),
         ("inspect nowhere.safetensors", "nowhere.safetensors is not there"),

@@ -280,4 +280,6 @@ def test_trainings_that_fail_are_told_and_lose_and_where_all_fail_so_does_the_fi
 @pytest.mark.parametrize("budget", ["many", "inf", "nan"])
 def test_a_budget_that_is_no_number_is_refused_in_a_line(budget, capsys):
     assert cli.main(["fit", "--budget", budget]) == 1
-    assert f"argument --budget: '{budget}' is not a number, such as 5e6" in capsys.readouterr().err
+    assert (
+        f"argument --budget: found '{budget}', expected a whole number above 0, such as 5e6" in capsys.readouterr().err
+    )

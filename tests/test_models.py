@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from budgetnet import models
+from budgetnet import memory, models
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import ConfigError
 from budgetnet.models.blocks import BLOCKS, BlockOptions
@@ -622,6 +622,18 @@ def test_dropout_acts_inside_wide_blocks_while_training_only():
 def test_dropout_for_a_network_without_any_is_an_error():
     with pytest.raises(ConfigError, match=r"model\.dropout is 0\.3, but resnet18 has none"):
         models.build(ModelConfig(name="resnet18", dropout=0.3), 10)
+
+
+@pytest.mark.parametrize("budget", [None, 10**12])
+def test_a_network_that_memory_does_not_hold_is_refused_before_it_is_built(budget, monkeypatch):
+    config = ModelConfig(name="resnet_leaky")
+    monkeypatch.setattr(memory, "available", lambda: 4 * 4_773_354)
+    models.build(config, 10, budget=budget)
+    monkeypatch.setattr(memory, "available", lambda: 4 * 4_773_354 - 1)
+    with torch.device("meta"):
+        models.build(config, 10, budget=budget)
+    with pytest.raises(ConfigError, match=r"4,773,354 trainable parameters, .* are free: choose"):
+        models.build(config, 10, budget=budget)
 
 
 def test_one_class_is_an_error():

@@ -59,6 +59,25 @@ def test_numbers_may_be_written_as_people_write_them(tmp_path):
     assert config.clip_norm == 1.0
 
 
+@pytest.mark.parametrize("written", ["1e6", "1E6", "1.0e6", "1.0e+6", "10e5", "1_000_000", "1000000"])
+def test_a_budget_may_be_written_as_fit_takes_it(written, tmp_path):
+    path = recipe(tmp_path, f"budget: {written}\n")
+    (tmp_path / "other").mkdir()
+    other = recipe(tmp_path / "other", "budget: 5\n")
+    found = [load_recipe(path), load_recipe(other, ["--budget", written]), load_recipe(other, [f"--budget={written}"])]
+    assert [config.budget for config in found] == [1_000_000] * 3
+
+
+@pytest.mark.parametrize("written", ["1.5", "15e-1", "1.5e0", "1..5e3", "1e400", "1e-400", ".inf", ".nan", "true"])
+def test_a_budget_that_is_no_whole_number_is_refused(written, tmp_path):
+    path = recipe(tmp_path, f"budget: {written}\n")
+    (tmp_path / "other").mkdir()
+    other = recipe(tmp_path / "other", "budget: 5\n")
+    for given in ((path, []), (other, ["--budget", written])):
+        with pytest.raises(ConfigError, match=r"^budget is .*, expected one of: int, null"):
+            load_recipe(*given)
+
+
 @pytest.mark.parametrize(
     ("option", "values"),
     [("dataset", "cifar10 cifar100 folder digits"), ("tta", "none flip flip-shift crops")],

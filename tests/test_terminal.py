@@ -173,6 +173,37 @@ def test_a_layer_goes_on_under_its_own_column_where_the_terminal_is_narrow(capsy
     assert joined == wide
 
 
+def test_a_comparison_leaves_columns_out_and_says_so_sooner_than_it_cuts_a_number(
+    make_run, tmp_path, capsys, monkeypatch
+):
+    folders = []
+    for name, options, gain in (("plain", [], 0.0), ("a-much-longer-name", ["--model.width", "16"], 0.0312)):
+        for seed in range(2):
+            val, many = 0.9 + gain + seed / 300, {"parameters": 1_234_567, "minutes": 754.5}
+            path = tmp_path / f"{name}-{seed}"
+            folders.append(str(make_run(path, "--seed", str(seed), *options, val=val, test=val - 0.02, **many)))
+
+    def shown(width: int) -> tuple[str, set[str]]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(["compare", *folders]) == 0
+        text = capsys.readouterr().out
+        assert max(map(cell_len, text.splitlines())) <= width
+        return text, set(re.findall(r"[+-]?\d[\d,.:]*\d", text.split("Highest")[0].split("differs")[0]))
+
+    whole, numbers = shown(200)
+    assert "no room" not in whole
+    assert "1,234,567" in numbers
+    for width in range(40, 100):
+        text, found = shown(width)
+        assert found - {"95"} <= numbers, f"at {width}, numbers are cut"
+        assert "12:34:30" in found
+        assert "+3.12" in text
+        assert ("no room for:" in text) is (found != numbers or "seeds" not in text.split("no room")[0])
+    narrow, _ = shown(40)
+    assert "no room for: less A, test %, less A" in " ".join(narrow.split())
+    assert "no room for: seeds, M mult-adds" in " ".join(narrow.split())
+
+
 def test_groups_whose_options_do_not_fit_side_by_side_are_shown_in_further_tables(
     make_run, tmp_path, capsys, monkeypatch
 ):

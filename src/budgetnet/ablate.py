@@ -165,8 +165,10 @@ def carry_out(
         ConfigError: an option is wrong, nothing is held out to judge by, or two variants are one.
         BudgetnetError: as `train.train`.
     """
-    if jobs < 1 or threads < 0:
-        raise ConfigError(f"jobs is {jobs} and threads {threads}, expected 1 or more, and 0 or more")
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}, expected 1 or more trainings at a time")
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}, expected 1 or more, or 0 for one a core")
     planned = _plan(study, runs)
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     rows: dict[Path, dict[str, Any]] = {}

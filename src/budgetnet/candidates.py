@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -58,8 +59,10 @@ class Request:
         for name, value in (("budget", self.budget), ("flops", self.multiply_adds), ("latency", self.latency_ms)):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value:g}, expected a number above 0")
-        if self.epochs < 0 or (self.minutes is not None and not self.minutes > 0):
-            raise ConfigError(f"epochs is {self.epochs} and minutes {self.minutes}, expected 0 or more, and above 0")
+        if self.epochs < 0:
+            raise ConfigError(f"epochs is {self.epochs}, expected 0 or more")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(f"minutes is {self.minutes:g}, expected a number above 0")
         if self.recipe.val_size == 0 and self.epochs:
             raise ConfigError("val_size is 0, but networks are chosen by validation accuracy: hold out some images")
 

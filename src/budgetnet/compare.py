@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from budgetnet import models, runs, seeds
 from budgetnet.config import model_from_dict
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _ASIDE = ("seed", "experiment", "checkpoint_steps", "checkpoint_minutes")
 MEASURES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
 _FRONTS = {"parameters": "parameters", "multiply_adds": "mult-adds", "minutes": "time"}
+_GAP = 3 * " "  # between the columns of a table
 COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds for an image", "minutes": "minutes of training"}
 
 
@@ -378,48 +379,78 @@ def show(comparison: Comparison) -> None:
         console.print(Text(visible(line)))
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table for the terminal."""
+
+    head: str
+    cells: Sequence[str]
+    gives_way: int = 0
+    """Its place among those that a narrow terminal does without, the first first; 0 stays."""
+    folds: int = 0
+    """Of texts: the least width that they are folded into; 0 folds nothing, as numbers must not be."""
+
+    def least(self) -> int:
+        """The least width that it needs."""
+        widest = max(map(cell_len, (self.head, *self.cells)))
+        return min(widest, self.folds) if self.folds else widest
+
+
 def _tables(comparison: Comparison) -> Iterator[RenderableType]:
+    from rich.console import Group as Together
+    from rich.text import Text
+
+    groups = comparison.groups
+    letters = _Column("", [group.letter for group in groups])
+    scores = [letters, _Column("runs", [visible(group.name) for group in groups], folds=10)]
+    for measure, head in (("val_accuracy", "validation %"), ("test_accuracy", "test %")):
+        aside = measure != (comparison.measure or "val_accuracy")  # not what groups are judged by
+        means = _aligned([plus_minus(getattr(group, measure)) for group in groups])
+        apart = _aligned([points(group.against.get(measure)) for group in groups])
+        scores += [_Column(head, means, gives_way=2 * aside), _Column("less A", apart, gives_way=1 if aside else 3)]
+    caption = "mean and standard deviation over seeds; less A: points, seed by seed, with 95 % interval; * beyond noise"
+    yield Together(_table(scores), Text(caption, style="dim"))
+
+    fronts = [", ".join(_FRONTS[name] for name in group.fronts) for group in groups]
+    costs = [
+        letters,
+        _Column("seeds", [str(len({entry.seed for entry in group.entries})) for group in groups], gives_way=1),
+        _Column("parameters", [_cost(group, "parameters") for group in groups], gives_way=3),
+        _Column("M mult-adds", [_cost(group, "multiply_adds", 1e6) for group in groups], gives_way=2),
+        _Column("time", [_minutes(group) for group in groups]),
+        _Column("on the front by", fronts, folds=len("parameters,")),
+    ]
+    yield _table(costs, right=True)
+
+    names = list(groups[0].options)
+    room = columns() - max(map(len, names), default=0)
+    for some in _that_fit(groups, room) if names else ():
+        values = [_Column(group.letter, [visible(group.options[name]) for name in names], folds=1) for group in some]
+        yield _table([_Column("differs", [visible(name) for name in names], folds=1), *values])
+
+
+def _table(whole: Sequence[_Column], *, right: bool = False) -> RenderableType:
+    """The columns that there is room for, and a line on those that give way; numbers to the right where asked."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Group as Together
     from rich.table import Table
     from rich.text import Text
 
-    def made(*heads: tuple[str, bool]) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-        for name, number in heads:
-            table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    shown = list(whole)
+    for column in sorted((one for one in whole if one.gives_way), key=lambda one: one.gives_way):
+        if sum(one.least() + len(_GAP) for one in shown) - len(_GAP) <= columns():
+            break
+        shown.remove(column)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for one in shown:
+        justify: Literal["left", "right"] = "right" if right and not one.folds else "left"
+        table.add_column(one.head, justify=justify, overflow="fold", no_wrap=not one.folds)
+    for cells in zip(*(one.cells for one in shown), strict=True):
+        table.add_row(*map(Text, cells))  # names are no markup
+    if len(shown) == len(whole):
         return table
-
-    def add(table: Table, *cells: str) -> None:
-        table.add_row(*(Text(visible(cell)) for cell in cells))  # names are no markup
-
-    groups = comparison.groups
-    accuracies = []
-    for measure in MEASURES:
-        accuracies.append(_aligned([plus_minus(getattr(group, measure)) for group in groups]))
-        accuracies.append(_aligned([points(group.against.get(measure)) for group in groups]))
-    heads = ("", "runs", "validation %", "less A", "test %", "less A")
-    scores = made(*((head, False) for head in heads))
-    for group, *texts in zip(groups, *accuracies, strict=True):
-        add(scores, group.letter, group.name, *texts)
-    caption = "mean and standard deviation over seeds; less A: points, seed by seed, with 95 % interval; * beyond noise"
-    yield Together(scores, Text(caption, style="dim"))
-
-    numbers = ("seeds", "parameters", "M mult-adds", "time")
-    costs = made(("", False), *((head, True) for head in numbers), ("on the front by", False))
-    for group in groups:
-        count = str(len({entry.seed for entry in group.entries}))
-        spent = [_cost(group, "parameters"), _cost(group, "multiply_adds", 1e6), _minutes(group)]
-        add(costs, group.letter, count, *spent, ", ".join(_FRONTS[name] for name in group.fronts))
-    yield costs
-
-    names = list(groups[0].options)
-    room = columns() - max(map(len, names), default=0)
-    for some in _that_fit(groups, room) if names else ():
-        options = made(("differs", False), *((group.letter, False) for group in some))
-        for name in names:
-            add(options, name, *(group.options[name] for group in some))
-        yield options
+    hidden = ", ".join(one.head for one in whole if one not in shown)
+    return Together(table, Text(f"no room for: {hidden} (wider terminals and --json have all)", style="dim"))
 
 
 def _aligned(texts: Sequence[str]) -> list[str]:

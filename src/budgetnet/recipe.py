@@ -6,6 +6,7 @@ Unknown keys, wrong types and impossible mixes are refused in one line, in the w
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import time
@@ -35,14 +36,20 @@ def find_recipe(recipe: Path) -> Path:
     """The file of a recipe: one of this name, or one that budgetnet brings, of which `quick` is name enough.
 
     Raises:
-        ConfigError: it lies elsewhere, and budgetnet brings one of its name.
+        ConfigError: it lies elsewhere, and budgetnet brings one of its name, or of nearly its name alone.
     """
-    brought = BROUGHT / f"{recipe.stem}.yaml"
-    if recipe.exists() or not brought.is_file():
+    name = recipe.stem
+    brought = BROUGHT / f"{name}.yaml"
+    if recipe.exists():
         return recipe
-    if recipe in (Path(recipe.stem), Path(brought.name)):
-        return brought
-    raise ConfigError(f"{recipe} is not there; `{recipe.stem}` alone is the recipe of that name that budgetnet brings")
+    alone = recipe in (Path(name), Path(brought.name))
+    if brought.is_file():
+        if alone:
+            return brought
+        raise ConfigError(f"{recipe} is not there; `{name}` alone is the recipe of that name that budgetnet brings")
+    if alone and (hint := nearest(name, [path.stem for path in BROUGHT.glob("*.yaml")])):
+        raise ConfigError(f"{recipe} is not there, nor a recipe that budgetnet brings{hint}")
+    return recipe
 
 
 def run_folder(recipe: Path) -> Path:
@@ -124,7 +131,7 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Con
             raise ConfigError(f"--{name} is not an option{nearest(name, options, '--')}")
     values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
     require_plain(values, "the command line")
-    arguments = _with_files(arguments)
+    arguments = _for_parser(arguments)
     try:
         # Without defaults, which Config has itself: to check them again each time takes most of the time.
         parsed = parser.parse_args(arguments, defaults=False)
@@ -202,11 +209,23 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
             raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
         if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
             raise ConfigError(f"{source}: {name} is null, expected a value, or no such line")
+    if "budget" in content:
+        content["budget"] = _in_digits(content["budget"])
     return ["--recipe", yaml.safe_dump(content)]
 
 
-def _with_files(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which the files that sections are read from have absolute paths, as the parser needs them."""
+def _in_digits(value: Any) -> Any:
+    """A whole number that is written as 1e6 or 1.0e6, which the parser takes for a fraction; all else as it is."""
+    written = isinstance(value, str) and re.fullmatch(r"[\d_.]+[eE]\+?\d{1,2}", value)
+    try:
+        number = float(value) if written or isinstance(value, float) else math.nan
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else value
+
+
+def _for_parser(arguments: Sequence[str]) -> list[str]:
+    """Arguments as the parser needs them: absolute paths of files that sections are read from, a budget in digits."""
     found: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
@@ -214,6 +233,8 @@ def _with_files(arguments: Sequence[str]) -> list[str]:
         if option in _sections() and os.path.isfile(value):
             read_yaml(Path(value))  # for what it refuses
             value = os.path.abspath(value)
+        if option == "budget":
+            value = str(_in_digits(value))
         found.append(name + equals + value)
     return found
 

@@ -14,8 +14,8 @@ from budgetnet.cli.common import command_parser, progress_on, set_threads
 def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "fit", _fit, "find the network that makes the most of a budget")
-    command.add_argument("--budget", type=_count, required=True, metavar="N", help="trainable parameters, such as 5e6")
-    command.add_argument("--flops", type=_count, metavar="N", help="most multiply-adds an image, such as 300e6")
+    command.add_argument("--budget", type=count, required=True, metavar="N", help="trainable parameters, such as 5e6")
+    command.add_argument("--flops", type=count, metavar="N", help="most multiply-adds an image, such as 300e6")
     command.add_argument("--latency", type=float, metavar="MS", help="most milliseconds for one image on this CPU")
     command.add_argument("--families", nargs="+", default=(), metavar="NAME", help="such as preact shake (default all)")
     command.add_argument("--recipe", type=Path, metavar="FILE", help="how to train (default: one of its own)")
@@ -72,9 +72,12 @@ def _fit(options: Namespace) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    """A whole number, also as 5e6."""
+def count(text: str) -> int:
+    """A whole number above 0, also as 5e6 or 5_000_000."""
     try:
-        return int(float(text))
-    except (ValueError, OverflowError) as error:
-        raise ArgumentTypeError(f"{text!r} is not a number, such as 5e6") from error
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if number < 1 or not number.is_integer():
+        raise ArgumentTypeError(f"found {text!r}, expected a whole number above 0, such as 5e6")
+    return int(number)

@@ -91,7 +91,7 @@ def add_remedies(command: ArgumentParser) -> None:
         "--temperature",
         type=_temperature,
         metavar="fit|T",
-        help="divide logits by T, or by what fits the validation split best (--data)",
+        help="divide logits by T, 0.01 to 100, or by what fits the validation split best (--data)",
     )
 
 
@@ -100,8 +100,8 @@ def _temperature(text: str) -> float | str:
         value = float(text)
     except ValueError:
         value = 0.0
-    if text != "fit" and not 0 < value < float("inf"):
-        raise ArgumentTypeError(f"found {text!r}, expected fit or a number above 0")
+    if text != "fit" and not 0.01 <= value <= 100:  # by less, logits become infinite, and probabilities no numbers
+        raise ArgumentTypeError(f"found {text!r}, expected fit or a number from 0.01 to 100")
     return value or text
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser
+from budgetnet.cli.fit import count
 from budgetnet.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "models", _models, "list the networks, their size and whether they fit a budget")
-    command.add_argument("--budget", type=int, default=5_000_000, help="trainable parameters (default 5000000)")
+    command.add_argument("--budget", type=count, default=5_000_000, help="trainable parameters (default 5e6)")
     command.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
 
     command = command_parser(commands, "inspect", _inspect, "show a network's layers, or what a checkpoint holds")
@@ -54,33 +55,39 @@ def _models(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> int:
+    import torch
+
     from budgetnet import checkpoint, data, models, pictures, registry
     from budgetnet.cli.model import load_model
     from budgetnet.config import ModelConfig
     from budgetnet.markup import visible
-    from budgetnet.recipe import load_recipe
+    from budgetnet.recipe import find_recipe, load_recipe
     from budgetnet.terminal import columns, wrapped
 
     provenance: dict[str, Any] = {}
-    registered = registry.is_registered(options.what)
-    named = options.what in models.names() or not (registered or checkpoint.found(options.what))
-    if options.width is not None and not named:
-        raise ConfigError(f"--width is for a network given by name, and {options.what} has its own: leave it out")
-    if options.model is not None and named:
-        raise ConfigError(f"--model is for a checkpoint of the reference project, not for {options.what}: leave it out")
-    if Path(options.what).suffix in (".yaml", ".yml"):
-        recipe = load_recipe(Path(options.what))
+    known = options.what in models.names()
+    held = not known and (registry.is_registered(options.what) or checkpoint.found(options.what))
+    path = Path(options.what)
+    if not (known or held) and path == Path(path.name):
+        path = find_recipe(path)
+    by_recipe = path.suffix in (".yaml", ".yml")
+    named = not (held or by_recipe)
+    _refuse_out_of_place(options, named=named, by_recipe=by_recipe)
+    if by_recipe:
+        recipe = load_recipe(path)
         size, title = recipe.image_size, recipe.model.name
-        classes = options.classes or data.num_classes(recipe.dataset, None)
-        network = models.build(recipe.model, classes, image_size=size, budget=recipe.budget)
+        classes = data.num_classes(recipe.dataset, None) if options.classes is None else options.classes
+        with torch.device("meta"):  # where it may be of any size
+            network = models.build(recipe.model, classes, image_size=size, budget=recipe.budget)
     elif named:
-        if "/" in options.what or Path(options.what).suffix:
+        if "/" in options.what or path.suffix:
             raise CheckpointError(f"{options.what} is not there: give a name that `budgetnet models` lists, or a file")
         config, size = ModelConfig(name=options.what, width=options.width), 32
-        network = models.build(config, options.classes or 10)
+        with torch.device("meta"):
+            network = models.build(config, 10 if options.classes is None else options.classes)
         title = options.what
     else:
-        classifier = load_model(Path(options.what), options.model)
+        classifier = load_model(path, options.model)
         network, size, title = classifier.network, classifier.image_size, classifier.model.name
         provenance = {"classes": classifier.classes, "mean": classifier.mean, "std": classifier.std}
         provenance |= classifier.provenance
@@ -100,6 +107,17 @@ def _inspect(options: Namespace) -> int:
     if options.picture:
         print(f"drawn to {options.picture}")
     return 0
+
+
+def _refuse_out_of_place(options: Namespace, *, named: bool, by_recipe: bool) -> None:
+    """Refuse what is not for a network by its name, or by a recipe; neither is one of a file."""
+    what = options.what
+    if options.width is not None and not named:
+        raise ConfigError(f"--width is for a network given by name, and {what} has its own: leave it out")
+    if options.model is not None and (named or by_recipe):
+        raise ConfigError(f"--model is for a checkpoint of the reference project, not for {what}: leave it out")
+    if options.classes is not None and not (named or by_recipe):
+        raise ConfigError(f"--classes is for a name or a recipe, and {what} has its own: leave it out")
 
 
 def _table(rows: Sequence[Row], width: int) -> Iterator[str]:

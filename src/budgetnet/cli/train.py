@@ -8,6 +8,7 @@ import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,12 +48,13 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
         _help().print_help()
         return lambda: 0
     from budgetnet.config import to_yaml
+    from budgetnet.masking import masked
     from budgetnet.recipe import run_folder
 
     arguments, fit_memory = without_auto_batch(arguments)
     config, options = _parse(_parser(), arguments)
     if options.print_config:
-        print(to_yaml(config), end="")
+        print(json.dumps(masked(asdict(config))) if options.json else to_yaml(config).rstrip("\n"))
         return lambda: 0
     if not options.output and launcher.restarts()[1]:
         raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
@@ -89,6 +91,8 @@ def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[C
     from budgetnet.recipe import parse_options
 
     config, options = parse_options(parser, arguments)
+    if options.output == "":
+        raise ConfigError("--output is empty, expected a run's folder: give one, or leave --output out")
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
         raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
@@ -145,7 +149,7 @@ def _add_own_options(parser: ArgumentParser) -> None:
     add("--no_report", action="store_true", help="write no report.html at the end")
     add("--print_config", action="store_true", help="print the resolved recipe and stop")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
-    add("--json", action="store_true", help="print the summary as one JSON object and nothing else")
+    add("--json", action="store_true", help="print the summary (or the recipe) as one JSON object and nothing else")
     add("--debug", action="store_true", help="show the traceback of an error")
 
 

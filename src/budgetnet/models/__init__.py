@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from budgetnet import memory
 from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetError, ConfigError
 from budgetnet.models.blocks import BLOCKS, BlockOptions, ZeroNorm
@@ -35,6 +36,9 @@ __all__ = [
     "names",
     "summarize",
 ]
+
+_BYTES = 4  # of a parameter
+_SMALLER = "choose a smaller network, or a smaller width"
 
 
 @runtime_checkable
@@ -78,9 +82,18 @@ def build(
 
     Raises:
         BudgetError: it has more trainable parameters than `budget`.
-        ConfigError: no such network, or one that cannot be built.
+        ConfigError: no such network, one that cannot be built, or one that memory does not hold.
     """
     config = check_budget(config, num_classes, budget=budget, image_size=image_size, channels=channels)
+    room = memory.available() if torch.get_default_device().type == "cpu" else None
+    # Told before it is tried: the system would sooner end the process than refuse.
+    if room is not None and (budget is None or _BYTES * budget > room):
+        count = _count(config, num_classes, image_size, channels)
+        if _BYTES * count > room:
+            raise ConfigError(
+                f"{config.name} has {count:,} trainable parameters, {_BYTES * count / 1e9:,.1f} GB, and "
+                f"{room / 1e9:,.1f} GB of memory are free: {_SMALLER}"
+            )
     return _network(config, num_classes, image_size, channels)
 
 
@@ -172,7 +185,13 @@ def _network(config: ModelConfig, num_classes: int, image_size: int, channels: i
     architecture = _architecture(config)
     if num_classes < 2:
         raise ConfigError(f"the number of classes is {num_classes}, expected 2 or more: there is nothing to tell apart")
-    network = architecture.network(num_classes, image_size, channels)
+    try:
+        network = architecture.network(num_classes, image_size, channels)
+    except (RuntimeError, TypeError) as error:
+        # Of sizes that no 64 bits hold, where only shapes are asked for, or of memory.
+        if not (memory.is_out_of_memory(error) or "overflow" in str(error).lower()):
+            raise
+        raise ConfigError(f"{config.name} is too large to be built: {_SMALLER}") from error
     reduce(network, config.channels, config.ranks)
     return network
 
