@@ -167,8 +167,9 @@ def carry_out(
     """
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}, expected 1 or more trainings at a time")
-    if threads < 0:
-        raise ConfigError(f"threads is {threads}, expected 1 or more, or 0 for one a core")
+    from budgetnet import devices
+
+    devices.require_threads(threads)
     planned = _plan(study, runs)
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     rows: dict[Path, dict[str, Any]] = {}
