@@ -172,7 +172,7 @@ def test_auto_is_taken_off_the_command_line(given):
 
 
 def test_the_command_line_finds_a_batch_size(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "available", lambda: 1)
+    monkeypatch.setattr(memory, "available", lambda: 20_000)  # what the weights take, and little more
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(replace(SMALL, train_size=38)))
     run = tmp_path / "run"

@@ -9,6 +9,20 @@ from samples import dump, random_batch, refused, write_binary_batches, write_cif
 from budgetnet import cifar, verification
 
 
+def test_what_lies_among_images_and_is_not_read_is_counted_and_named(tmp_path):
+    tree = write_tree(tmp_path / "pets")
+    assert not [line for line in verification.verify(tree).lines if "passed over" in line]
+    (tree / "train" / "cat" / "more").mkdir()
+    (tree / "train" / "cat" / "more" / "9.png").write_bytes((tree / "train" / "cat" / "1.png").read_bytes())
+    (tree / "train" / "dog" / "b.heic").touch()
+    (tree / "train" / "cat" / ".hidden").touch()
+    (tree / "test" / "cat" / "away.png").symlink_to(tmp_path / "nowhere.png")
+    expected = ["train: 2 other files, passed over: cat/more/9.png, dog/b.heic"]
+    assert [line for line in verification.verify(tree / "train").lines if "passed over" in line] == expected
+    expected.append("test: 1 other file, passed over: cat/away.png")
+    assert [line for line in verification.verify(tree).lines if "passed over" in line] == expected
+
+
 def test_verify_says_of_every_kind_what_it_is(tmp_path):
     python, binary, hundred = write_python_batches(tmp_path), write_binary_batches(tmp_path), write_cifar100(tmp_path)
     tree = write_tree(tmp_path / "pets")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,22 @@ def _verify_folder(folder: Path) -> Iterator[Verification]:
     if not found and (image_names(folder) or any(image_names(c) for c in children(folder) if c.is_dir())):
         names, _ = list_folder(folder)
         count = sum(map(len, cache.decode(folder, names, SIDE)))
-        yield Verification("image folder", (f"{folder.name}: {count:,} readable images",), count, None)
+        lines = (f"{folder.name}: {count:,} readable images", *_passed_over(folder, names))
+        yield Verification("image folder", lines, count, None)
+
+
+def _passed_over(folder: Path, taken: Iterable[str]) -> Iterator[str]:
+    """A line on the files that lie among a folder's images and are not read: of other kinds, deeper down, broken links.
+
+    Args:
+        folder: of images, or of folders of images.
+        taken: the files that are read, relative to it.
+    """
+    known = set(taken)
+    there = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    shown = (path.as_posix() for path in there if not any(part.startswith(".") for part in path.parts))
+    if others := sorted(name for name in shown if name not in known):
+        yield f"{folder.name}: {len(others):,} other file{'s' * (len(others) != 1)}, passed over: {few(others, 3)}"
 
 
 def _verify_source(source: sources.Source) -> Verification:
@@ -110,7 +125,11 @@ def _verify_source(source: sources.Source) -> Verification:
         train_name=source.name,
         test_name=lambda i: source.name(train_size + i),
     )
-    return Verification(source.kind, (line, *duplicates.lines()), size, None, (duplicates,))
+    lines = [line, *duplicates.lines()]
+    if source.names:
+        for part, names in (("train", source.names[:train_size]), ("test", source.names[train_size:])):
+            lines += _passed_over(source.root / part, names)
+    return Verification(source.kind, tuple(lines), size, None, (duplicates,))
 
 
 def _verify_layout(layout: cifar.Layout, folder: Path) -> Verification:
