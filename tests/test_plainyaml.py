@@ -123,3 +123,10 @@ def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path):
         read_yaml(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path)
+
+
+def test_numbers_are_those_that_they_look_like():
+    assert parse_yaml("[0, 7, -2, 1_000, 0x10, 0.5, 1.5e+3, -0.25]") == [0, 7, -2, 1000, 16, 0.5, 1500.0, -0.25]
+    for misleading, meant in (("010", 8), ("1:30", 90), ("-1:30.5", -90.5)):
+        with pytest.raises(ValueError, match=f"{misleading} means {meant} in YAML"):
+            parse_yaml(misleading)

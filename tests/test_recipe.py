@@ -261,6 +261,10 @@ def test_a_recipe_is_a_file_or_one_that_budgetnet_brings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe(Path("quick")) == find_recipe(Path("quick.yaml")) == BROUGHT / "quick.yaml"
     assert find_recipe(Path("unknown")) == Path("unknown")
+    for misspelt in ("quik", "quik.yaml"):
+        with pytest.raises(ConfigError, match=rf"^{misspelt} is not there, nor a recipe .* \(did you mean quick\?\)$"):
+            find_recipe(Path(misspelt))
+    assert find_recipe(Path("mine/quik.yaml")) == Path("mine/quik.yaml"), "which is no name"
     assert load_recipe(Path("quick")) == load_recipe(BROUGHT / "quick.yaml") != Config()
     for elsewhere in ("nowhere/quick.yaml", "nowhere/quick", "quick.txt"):
         with pytest.raises(ConfigError, match=rf"^{elsewhere} is not there; `quick` alone is the recipe of that name"):

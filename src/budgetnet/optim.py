@@ -230,8 +230,6 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: i
             return max(config.floor, config.gamma ** int((step - warmup) / steps_per_epoch))
         case "restarts":
             position, period = (step - warmup) / steps_per_epoch, config.period
-            if config.period_growth == 1:
-                position %= period
             while position >= period:
                 position, period = position - period, period * config.period_growth
             return _cosine(position / period, 1.0, config.floor)
