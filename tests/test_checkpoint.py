@@ -570,6 +570,43 @@ def test_a_model_file_needs_no_name_and_takes_none(tmp_path):
     refused(tmp_path / "m.safetensors", "leave out --model resnet18", model="resnet18")
 
 
+def test_the_model_file_is_that_of_a_run_or_of_hugging_faces_layout_or_the_file_itself(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=f"^{tmp_path} is no run folder and no .safetensors file: give a finished"
+    ):
+        checkpoint.weights_file(tmp_path)
+    for name in ("model.safetensors", "best.safetensors"):  # the second of which a run has
+        (tmp_path / name).touch()
+        assert checkpoint.weights_file(tmp_path) == checkpoint.weights_file(tmp_path / name) == tmp_path / name
+    with pytest.raises(CheckpointError, match=r"old\.pth is no run folder"):
+        checkpoint.weights_file(tmp_path / "old.pth")
+
+
+def test_the_files_of_a_model_are_those_that_loading_it_may_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    for there in (tmp_path / "runs" / "one", "runs/one", "one"):
+        found = {path.resolve() for path in checkpoint.files_of(there)}
+        assert found == {tmp_path / "runs/one" / name for name in ("", "best.safetensors", "model.safetensors")}
+    assert checkpoint.files_of("who/knows") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"ID,Labels\n"])
+def test_a_file_that_looks_like_no_model_is_called_none_whatever_is_in_it(content, tmp_path):
+    (tmp_path / "photo.png").write_bytes(content)
+    refused(
+        tmp_path / "photo.png", r"photo\.png is no model: give a run's folder, or a file \(\.safetensors, \.pth", SMALL
+    )
+
+
+def test_a_checkpoint_may_have_any_name(tmp_path):
+    path = reference_file(tmp_path / "ckpt.pth", reference_network())
+    old = tmp_path / "weights.bin"
+    torch.save({"net": reference_network().state_dict()}, old, _use_new_zipfile_serialization=False)
+    for named in (path.rename(tmp_path / "weights"), old):
+        assert load_classifier(named, SMALL).image_size == 32
+
+
 # ------------------------------------------------------------------------ checkpoints of the reference project
 
 
