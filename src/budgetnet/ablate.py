@@ -165,10 +165,10 @@ def carry_out(
         ConfigError: an option is wrong, nothing is held out to judge by, or two variants are one.
         BudgetnetError: as `train.train`.
     """
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}, expected 1 or more trainings at a time")
     from budgetnet import devices
 
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}, expected 1 or more trainings at a time")
     devices.require_threads(threads)
     planned = _plan(study, runs)
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)

@@ -3,8 +3,8 @@
 Its steps are pure functions of (images, parameters or generator) in modules of their own, by kind: `geometry`,
 `policies`, `colors`, `erasing`. Each leaves its input unchanged, draws only from the generator it is given, and runs on
 any device without making the host wait for it. Images are uint8 in [0, 255] or floats in [0, 1], and normalised
-floats where they are erased. To add one is to add
-a function beside its like, an option of `AugmentConfig`, and a step of `Augment`.
+floats where they are erased. To add one is to add a function beside its like, an option of `AugmentConfig`, and a step
+of `Augment`.
 """
 
 from __future__ import annotations

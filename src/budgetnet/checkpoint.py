@@ -201,8 +201,7 @@ def is_model(path_or_name: str | Path) -> bool:
     """Whether this names a model, by its looks, and nothing that a model could be asked about."""
     path = Path(path_or_name)
     if path.exists():
-        folder = any((path / name).is_file() for name in (WEIGHTS, HUB_WEIGHTS))
-        return folder or path.suffix in (".safetensors", *_CHECKPOINTS)
+        return _weights_in(path) is not None or path.suffix in (".safetensors", *_CHECKPOINTS)
     return str(path) == BOX or (RUNS / path).exists()
 
 
@@ -212,11 +211,14 @@ def weights_file(path: Path) -> Path:
     Raises:
         CheckpointError: it is none of these.
     """
-    if path.is_dir():
-        path = next((path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()), path)
+    path = _weights_in(path) or path
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is no run folder and no .safetensors file: give a finished run")
     return path
+
+
+def _weights_in(folder: Path) -> Path | None:
+    return next((folder / name for name in (WEIGHTS, HUB_WEIGHTS) if (folder / name).is_file()), None)
 
 
 def is_narrowed(weight: Tensor) -> bool:
@@ -236,10 +238,10 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
             the network; keys that are missing, extra or of another shape are named.
     """
     if path.is_dir():
-        files = [path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()]
-        if not files:
+        file = _weights_in(path)
+        if file is None:
             raise CheckpointError(f"{path} holds no {WEIGHTS}: give a finished run's folder or a model file")
-        path = files[0]
+        path = file
     content = _read(path)
     if path.suffix in (".onnx", ".pt2", ".xml"):
         raise CheckpointError(f"{path} is for other programs: give the run that it was exported from")

@@ -18,7 +18,7 @@ from budgetnet import cache, cifar, sources
 from budgetnet.config import DatasetName
 from budgetnet.download import Progress, download
 from budgetnet.errors import DataError
-from budgetnet.images import SIDE, Images, list_classes, listing, read_images
+from budgetnet.images import SIDE, Images, listing, read_images
 from budgetnet.splits import split
 
 __all__ = [
@@ -158,8 +158,8 @@ def read_training(path: Path) -> tuple[Images, tuple[str, ...]]:
             dataset = load("folder", path)
             return dataset.train, dataset.classes
     images = read_images(path)
-    if path.is_dir() and images.labels is not None:
-        return images, list_classes(path)[2]
+    if images.names and images.labels is not None:
+        return images, tuple(dict.fromkeys(name.partition("/")[0] for name in images.names))
     count = 0 if images.labels is None else int(images.labels.max()) + 1
     return images, tuple(str(label) for label in range(count))
 

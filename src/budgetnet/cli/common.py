@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +71,17 @@ def add_training(command: ArgumentParser) -> None:
     command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+
+
+def count(text: str) -> int:
+    """A whole number above 0, also as 5e6 or 5_000_000."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if number < 1 or not number.is_integer():
+        raise ArgumentTypeError(f"found {text!r}, expected a whole number above 0, such as 5e6")
+    return int(number)
 
 
 def progress_on(silent: bool, out: TextIO) -> Progress:

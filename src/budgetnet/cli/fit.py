@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on, set_threads
+from budgetnet.cli.common import command_parser, count, progress_on, set_threads
 
 
 def add(commands: Any) -> None:
@@ -70,14 +70,3 @@ def _fit(options: Namespace) -> int:
     if options.output and "winner" in result and not options.json:
         print(f"\nthe winner's recipe: {options.output / 'winner.yaml'}")
     return 0
-
-
-def count(text: str) -> int:
-    """A whole number above 0, also as 5e6 or 5_000_000."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if number < 1 or not number.is_integer():
-        raise ArgumentTypeError(f"found {text!r}, expected a whole number above 0, such as 5e6")
-    return int(number)

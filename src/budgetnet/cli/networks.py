@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser
-from budgetnet.cli.fit import count
+from budgetnet.cli.common import command_parser, count
 from budgetnet.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
