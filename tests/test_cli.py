@@ -25,7 +25,7 @@ from PIL import Image
 from budgetnet import checkpoint, cifar, data, devices, engine, evaluate, export, models, shift, splits
 from budgetnet.classifier import Classifier
 from budgetnet.cli import _parser, main
-from budgetnet.cli.common import EXAMPLES, stop_by_signal
+from budgetnet.cli.common import EXAMPLES, json_text, stop_by_signal
 from budgetnet.config import DatasetName, ModelConfig, StageConfig, Tta
 from budgetnet.inputs import normalize
 from budgetnet.logits import SHARES, SHIFTS, predict_logits
@@ -1049,3 +1049,8 @@ def test_a_model_that_was_trained_on_the_test_images_has_no_test_score(tmp_path,
     assert "was trained on these test images too" in error
     assert "use --split val" in error
     assert main(["evaluate", run, "--split", "val"]) == 0
+
+
+def test_json_has_null_for_a_number_that_is_not_finite():
+    text = json_text({"a": [1.5, float("nan")], "b": {"c": (-float("inf"), 2, None, True)}})
+    assert text == '{"a": [1.5, null], "b": {"c": [null, 2, null, true]}}'

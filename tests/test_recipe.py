@@ -68,6 +68,15 @@ def test_a_budget_may_be_written_as_fit_takes_it(written, tmp_path):
     assert [config.budget for config in found] == [1_000_000] * 3
 
 
+@pytest.mark.parametrize("option", ["train_size", "batch_size", "model.width", "optimizer.lookahead_steps"])
+def test_every_whole_number_may_be_written_so(option, tmp_path):
+    section, dot, name = option.rpartition(".")
+    path = recipe(tmp_path, f"{section}: {{{name}: 2e2}}\n" if dot else f"{name}: 2e2\n")
+    for config in (load_recipe(path), load_recipe(recipe(tmp_path, "epochs: 1\n"), [f"--{option}", "2e2"])):
+        value = getattr(getattr(config, section) if dot else config, name)
+        assert (value, type(value)) == (200, int)
+
+
 @pytest.mark.parametrize("written", ["1.5", "15e-1", "1.5e0", "1..5e3", "1e400", "1e-400", ".inf", ".nan", "true"])
 def test_a_budget_that_is_no_whole_number_is_refused(written, tmp_path):
     path = recipe(tmp_path, f"budget: {written}\n")

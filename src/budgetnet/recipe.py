@@ -209,13 +209,21 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
             raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
         if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
             raise ConfigError(f"{source}: {name} is null, expected a value, or no such line")
-    if "budget" in content:
-        content["budget"] = _in_digits(content["budget"])
-    return ["--recipe", yaml.safe_dump(content)]
+    return ["--recipe", yaml.safe_dump(_digits(content))]
 
 
-def _in_digits(value: Any) -> Any:
+def _digits(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a recipe holds, whole numbers in digits."""
+    return {
+        key: _digits(value, f"{prefix}{key}.") if isinstance(value, dict) else _in_digits(prefix + key, value)
+        for key, value in content.items()
+    }
+
+
+def _in_digits(option: str, value: Any) -> Any:
     """A whole number that is written as 1e6 or 1.0e6, which the parser takes for a fraction; all else as it is."""
+    if option not in _whole():
+        return value
     written = isinstance(value, str) and re.fullmatch(r"[\d_.]+[eE]\+?\d{1,2}", value)
     try:
         number = float(value) if written or isinstance(value, float) else math.nan
@@ -225,7 +233,7 @@ def _in_digits(value: Any) -> Any:
 
 
 def _for_parser(arguments: Sequence[str]) -> list[str]:
-    """Arguments as the parser needs them: absolute paths of files that sections are read from, a budget in digits."""
+    """Arguments as the parser needs them: absolute paths of files that sections are in, and whole numbers in digits."""
     found: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
@@ -233,9 +241,7 @@ def _for_parser(arguments: Sequence[str]) -> list[str]:
         if option in _sections() and os.path.isfile(value):
             read_yaml(Path(value))  # for what it refuses
             value = os.path.abspath(value)
-        if option == "budget":
-            value = str(_in_digits(value))
-        found.append(name + equals + value)
+        found.append(name + equals + str(_in_digits(option, value)))
     return found
 
 
@@ -250,6 +256,13 @@ def _options() -> dict[str, Any]:
                 yield from within(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
 
     return dict(within(Config, ""))
+
+
+@cache
+def _whole() -> set[str]:
+    """The options that are whole numbers, or whole numbers and something else that is none."""
+    kinds = {name: {hint, *get_args(hint)} for name, hint in _options().items()}
+    return {name for name, kind in kinds.items() if int in kind and float not in kind}
 
 
 def _sections() -> dict[str, Any]:

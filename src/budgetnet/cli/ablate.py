@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, leave_options
+from budgetnet.cli.common import command_parser, json_text, leave_options
 from budgetnet.errors import ConfigError
 
 
@@ -69,7 +68,7 @@ def _ablate(options: Namespace) -> int:
         compared = {"comparison": ablate.compare(record)}
         if study.shift:
             compared["corruption_comparison"] = ablate.compare(record, "corruption_accuracy")
-        print(json.dumps(record | compared))
+        print(json_text(record | compared))
     else:
         print(ablate.render(record))
     return 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -156,3 +158,16 @@ def set_threads(threads: int) -> None:
 def warn(text: str) -> None:
     """Tell the user on standard error."""
     print(f"budgetnet: warning: {text}", file=sys.stderr)
+
+
+def json_text(result: Any) -> str:
+    """What `--json` prints, in one line; a number that is not finite is null, as JSON has none."""
+    return dumps(_finite(result), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from budgetnet.cli.common import (
     add_training,
     command_parser,
+    json_text,
     leave_options,
     progress_on,
     set_threads,
@@ -69,7 +69,7 @@ def _compress(options: Namespace) -> int:
     finally:
         progress.end()
     if options.json:
-        print(json.dumps(result))
+        print(json_text(result))
         return 0
     print(f"\n{compress.render(result)}\n\neverything is in {run}")
     return 0

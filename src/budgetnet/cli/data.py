@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, progress_on
+from budgetnet.cli.common import command_parser, json_text, progress_on
 
 
 def add(commands: Any) -> None:
@@ -39,7 +38,7 @@ def _verify(options: Namespace) -> int:
     path = options.path or data.default_folder()
     found = verification.verify(path)
     if options.json:
-        print(json.dumps({"path": str(path), **asdict(found)}))
+        print(json_text({"path": str(path), **asdict(found)}))
         return 0
     print(f"{path}: {found.kind}, {found.images:,} images")
     for line in found.lines:
@@ -58,7 +57,7 @@ def _stats(options: Namespace) -> int:
     # Labels may end below the last class.
     counts = {name: found.counts[i] if i < len(found.counts) else 0 for i, name in enumerate(classes)}
     if options.json:
-        print(json.dumps({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
+        print(json_text({"path": str(path), "images": len(images.images), **vars(found), "counts": counts}))
         return 0
     print(f"{path}: {len(images.images):,} image{'s' * (len(images.images) != 1)}")
     names = [visible(name) for name in counts]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser, progress_on
+from budgetnet.cli.common import command_parser, json_text, progress_on
 from budgetnet.cli.model import (
     Prepared,
     add_data,
@@ -113,8 +112,8 @@ def _evaluate(options: Namespace) -> int:
         result["int8"] = int8_cost(exactly, quantized, labels, options.split)
         lines += ["", int8_line(result["int8"])]
     if corruptions and options.output and options.output.suffix.lower() == ".json":
-        atomic_write(options.output, (json.dumps(result) + "\n").encode())
-    print(json.dumps(result) if options.json else "\n".join(lines))
+        atomic_write(options.output, (json_text(result) + "\n").encode())
+    print(json_text(result) if options.json else "\n".join(lines))
     return 0
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser
+from budgetnet.cli.common import command_parser, json_text
 from budgetnet.cli.model import CHECKPOINT, add_data, dataset_of, load_model
 
 
@@ -69,7 +68,7 @@ def _export(options: Namespace) -> int:
         page=options.page,
     )
     if options.json:
-        print(json.dumps({"checkpoint": str(options.checkpoint), "output": str(options.output), **compared.to_dict()}))
+        print(json_text({"checkpoint": str(options.checkpoint), "output": str(options.output), **compared.to_dict()}))
         return 0
     print(export.render(compared, options.output))
     if options.page:

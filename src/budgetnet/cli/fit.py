@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, count, progress_on, set_threads
+from budgetnet.cli.common import command_parser, count, json_text, progress_on, set_threads
 
 
 def add(commands: Any) -> None:
@@ -66,7 +65,7 @@ def _fit(options: Namespace) -> int:
         raise
     finally:
         progress.end()
-    print(json.dumps(result) if options.json else f"\n{fit.render(result)}")
+    print(json_text(result) if options.json else f"\n{fit.render(result)}")
     if options.output and "winner" in result and not options.json:
         print(f"\nthe winner's recipe: {options.output / 'winner.yaml'}")
     return 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser, count
+from budgetnet.cli.common import command_parser, count, json_text
 from budgetnet.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def _models(options: Namespace) -> int:
             {"name": name, "parameters": parameters, "multiply_adds": macs, "fits": parameters <= options.budget}
         )
     if options.json:
-        print(json.dumps({"budget": options.budget, "models": rows}))
+        print(json_text({"budget": options.budget, "models": rows}))
         return 0
     print(f"{'network':<20}  {'parameters':>11}  {'M mult-adds':>11}  fits {options.budget:,}")
     for row in rows:
@@ -95,7 +94,7 @@ def _inspect(options: Namespace) -> int:
         pictures.draw_network(network, options.picture, title, size)
     if options.json:
         layers = [vars(row) for row in rows]
-        print(json.dumps({"model": title, "layers": layers, "provenance": provenance}))
+        print(json_text({"model": title, "layers": layers, "provenance": provenance}))
         return 0
     print(f"{title}, {size}x{size} images")
     for line in _table(rows, columns()):

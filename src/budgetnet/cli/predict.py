@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser
+from budgetnet.cli.common import command_parser, json_text
 from budgetnet.cli.model import (
     CHECKPOINT,
     Prepared,
@@ -95,7 +94,7 @@ def _predict(options: Namespace) -> int:
     else:
         result["predictions"] = predictions.rows()
     if options.json:
-        print(json.dumps(result))
+        print(json_text(result))
         return 0
     for line in _told(result, predictions, scores, options.labels):
         print(line)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, warn
+from budgetnet.cli.common import command_parser, json_text, warn
 from budgetnet.errors import ConfigError
 
 
@@ -44,7 +43,7 @@ def _report(options: Namespace) -> int:
     from budgetnet import devices, report
 
     path = report.write(options.folder, data=options.data, device=devices.find(options.device))
-    print(json.dumps({"report": str(path)}) if options.json else path)
+    print(json_text({"report": str(path)}) if options.json else path)
     return 0
 
 
@@ -65,7 +64,7 @@ def _compare(options: Namespace) -> int:
         if options.output:
             compare_page.write(comparison, options.output)
     if options.json:
-        print(json.dumps(comparison.to_dict()))
+        print(json_text(comparison.to_dict()))
     else:
         compare.show(comparison)
         if options.output:
@@ -92,7 +91,7 @@ def _register(options: Namespace) -> int:
 
     found = registry.register(options.folder, options.name, options.alias)
     if options.json:
-        print(json.dumps(found))
+        print(json_text(found))
         return 0
     what = f"{found['name']} version {found['version']}"
     done = f"{what} is now {found['run']}" if found["new"] else f"{found['run']} is {what} already"

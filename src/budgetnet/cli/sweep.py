@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from budgetnet.cli.common import (
     add_training,
     command_parser,
+    json_text,
     leave_options,
     progress_on,
     set_threads,
@@ -85,7 +85,7 @@ def _sweep(options: Namespace) -> int:
         raise
     finally:
         progress.end()
-    print(json.dumps(result) if options.json else f"\n{standings.render(result)}")
+    print(json_text(result) if options.json else f"\n{standings.render(result)}")
     if not options.json:
         print(f"\nthe best as a recipe: {output / 'best.yaml'}; picture: {output / 'sweep.svg'}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetnet import launcher
-from budgetnet.cli.common import EXAMPLES, progress_on, stop_by_signal
+from budgetnet.cli.common import EXAMPLES, json_text, progress_on, stop_by_signal
 from budgetnet.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def _prepare(arguments: list[str]) -> Callable[[], int]:
     arguments, fit_memory = without_auto_batch(arguments)
     config, options = _parse(_parser(), arguments)
     if options.print_config:
-        print(json.dumps(masked(asdict(config))) if options.json else to_yaml(config).rstrip("\n"))
+        print(json_text(masked(asdict(config))) if options.json else to_yaml(config).rstrip("\n"))
         return lambda: 0
     if not options.output and launcher.restarts()[1]:
         raise ConfigError("torchrun --max-restarts needs --output RUN, for restarted processes to find the run")
@@ -202,7 +201,7 @@ def _run_training(config: Config, options: Namespace, run: Path, progress: Progr
     finally:
         progress.end()
     if options.json and leader:
-        print(json.dumps(summary))
+        print(json_text(summary))
     for line in summary_lines(summary, run):
         progress.say(line)
     return 0
