@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import remedies
 import yaml
 
 from budgetnet import ablate
@@ -24,9 +25,7 @@ from budgetnet.recipe import load_recipe
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- results: written by `make table` -->", "<!-- end of results -->"
 ABLATIONS = HERE.parent / "docs" / "ablations.md"
-ABLATIONS_BEGIN, ABLATIONS_END = "<!-- ablations: written by `make table` -->", "<!-- end of ablations -->"
 
 
 def record(runs: list[Path]) -> dict[str, Any]:
@@ -129,17 +128,23 @@ def _hardware(hardware: dict[str, Any]) -> str:
 
 def with_table(readme: str) -> str:
     """The text of README with its results written anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return _with(readme, "results", table())
 
 
 def with_ablations(page: str) -> str:
-    """The text of docs/ablations.md with the table of each study under results/ablations written anew."""
-    before, _, rest = page.partition(ABLATIONS_BEGIN)
-    _, _, after = rest.partition(ABLATIONS_END)
-    tables = [ablate.markdown(json.loads(path.read_text())) for path in sorted((HERE / "ablations").glob("*.json"))]
-    return "\n\n".join([before + ABLATIONS_BEGIN, *tables, ABLATIONS_END + after])
+    """The text of docs/ablations.md with a table of each study, and of what remedies are worth, written anew."""
+    for name, show in {"ablations": ablate.markdown, "remedies": remedies.markdown}.items():
+        records = [json.loads(path.read_text()) for path in sorted((HERE / name).glob("*.json"))]
+        page = _with(page, name, "".join(f"\n{show(record)}\n" for record in records))
+    return page
+
+
+def _with(page: str, name: str, text: str) -> str:
+    """A page with what is between the comments of that name replaced."""
+    begin, end = f"<!-- {name}: written by `make table` -->", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,5 @@
 """Studies of what options are worth: planned before anything trains, resumable, never tested, compared seed by seed."""
 
-import importlib.util
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import records
 
 from budgetnet import ablate, robustness, shift
 from budgetnet.ablate import Study
@@ -293,8 +293,5 @@ def test_a_mistake_is_one_line(tmp_path, capfd):
 
 
 def test_the_page_shows_the_records():
-    spec = importlib.util.spec_from_file_location("records", ROOT / "results" / "records.py")
-    records = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(records)
     page = records.ABLATIONS.read_text()
     assert records.with_ablations(page) == page, "run `make table`"

@@ -1,11 +1,11 @@
 """What README, the guide and the recipes say is true of the code and the records."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import records
 
 from budgetnet import cli
 from budgetnet.errors import BudgetnetError
@@ -57,9 +57,6 @@ def test_each_link_within_the_project_leads_somewhere(page):
 
 
 def test_readme_shows_the_results_that_the_records_hold():
-    spec = importlib.util.spec_from_file_location("records", ROOT / "results" / "records.py")
-    records = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(records)
     readme = (ROOT / "README.md").read_text()
     assert records.with_table(readme) == readme, "run `make table`"
 

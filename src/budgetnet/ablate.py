@@ -369,8 +369,8 @@ def _measures(record: Mapping[str, Any]) -> dict[str, str]:
 def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     lines = []
     for row in rows:
-        accuracy = _percent(row["mean"], row["std"])
-        against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
+        accuracy = seeds.percent(row["mean"], row["std"])
+        against = "" if "difference" not in row else seeds.percent(row["difference"], row["interval"], sign=True)
         mark = "*" if row.get("verdict") == "beyond noise" else " "
         first, *rest = wrapped(row["variant"], width, chop=True)
         lines.append(f"{fitted(first, width)}  {accuracy:>14}  {against:>16}{mark}  {row['seeds']:>5}")
@@ -397,12 +397,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         options = f"`{found[0]['options']}`" if found[0]["options"] else ""
         cells = [found[0]["variant"], options]
         for row in found:
-            against = "" if "difference" not in row else _percent(row["difference"], row["interval"], sign=True)
-            cells += [f"{_percent(row['mean'], row['std'])} %", against, row.get("verdict", "")]
+            against = "" if "difference" not in row else seeds.percent(row["difference"], row["interval"], sign=True)
+            cells += [f"{seeds.percent(row['mean'], row['std'])} %", against, row.get("verdict", "")]
         lines.append(f"| {' | '.join([*cells, str(found[0]['seeds'])])} |")
     return "\n".join(lines)
-
-
-def _percent(share: float, spread: float | None, sign: bool = False) -> str:
-    text = f"{100 * share:{'+' if sign else ''}.2f}"
-    return text if spread is None else f"{text} ± {100 * spread:.2f}"

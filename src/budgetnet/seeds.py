@@ -38,3 +38,9 @@ def difference(differences: Sequence[float], accuracy: float, images: int) -> di
     beyond_seeds, beyond_images = abs(mean) > interval, abs(mean) > images_noise
     verdict = "beyond noise" if beyond_seeds and beyond_images else "within noise"
     return {"difference": mean, "interval": interval, "verdict": verdict}
+
+
+def percent(share: float, spread: float | None, sign: bool = False) -> str:
+    """A share in per cent, or a difference of shares in points, as text: with its spread where there is one."""
+    text = f"{100 * share:{'+' if sign else ''}.2f}"
+    return text if spread is None else f"{text} ± {100 * spread:.2f}"

@@ -1,0 +1,117 @@
+"""What each remedy at test time is worth to models, by validation images, clean and corrupted.
+
+    python results/remedies.py NAME MODEL [MODEL ...] [--data DIR] [--limit N]
+
+writes results/remedies/NAME.json after each `budgetnet evaluate`, and does not repeat what that file holds already. The
+models differ in their seed alone. What is fitted (weights of views, a temperature) is fitted on all validation images,
+of which those that are scored are a part.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import budgetnet
+from budgetnet import checkpoint, seeds
+from budgetnet.files import atomic_write
+
+HERE = Path(__file__).parent / "remedies"
+REMEDIES = {
+    "none": "",
+    "mirror": "--tta flip",
+    "mirror and shifts": "--tta flip-shift",
+    "the same, weights fitted": "--tta flip-shift --view-weights fit",
+    "crops": "--tta crops",
+    "norm statistics of the images": "--norm-statistics target",
+    "the same, training's as 16 images": "--norm-statistics target --norm-prior 16",
+    "temperature": "--temperature fit",
+    "mirror, norm statistics, temperature": "--tta flip --norm-statistics target --temperature fit",
+}
+_SETS = {"clean": "clean", "mean_corruption": "corrupted"}
+
+
+def measure(path: Path, models: Sequence[str], limit: int, data: Path | None) -> None:
+    """Score each model with each remedy; `path` is rewritten after each."""
+    before = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = []
+    for model in models:
+        loaded = budgetnet.load(model)
+        common = {"model": Path(model).name, "weights": checkpoint.digest({}, loaded.network.state_dict())}
+        common |= {"network": loaded.model.name, "parameters": loaded.parameters}
+        for remedy, options in REMEDIES.items():
+            row = common | {"remedy": remedy, "options": options, "images": limit}
+            kept = next((old for old in before if row.items() <= old.items()), None)
+            rows.append(kept or row | _evaluate(model, options, limit, data))
+            atomic_write(path, (json.dumps({"rows": rows}, indent=1) + "\n").encode())
+            corrupted = rows[-1]["mean_corruption"]["accuracy"]
+            print(f"{model}, {remedy}: {rows[-1]['clean']['accuracy']:.2%}, corrupted {corrupted:.2%}", flush=True)
+
+
+def _evaluate(model: str, options: str, limit: int, data: Path | None) -> dict[str, Any]:
+    command = [sys.executable, "-m", "budgetnet", "evaluate", model, "--split", "val", "--shift", "all", "--json"]
+    command += ["--limit", str(limit), *shlex.split(options), *(["--data", str(data)] if data else [])]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    fitted = [{key: each[key] for key in each.keys() & {"temperature", "shares"}} for each in found.get("remedies", [])]
+    return {key: found[key] for key in ("engine", *_SETS)} | {"fitted": [each for each in fitted if each]}
+
+
+def compare(record: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Each remedy on one kind of images (clean, mean_corruption): mean accuracy and calibration error over the models,
+    and the difference to none, as `seeds.difference` has it."""
+    by_remedy = {name: [row for row in record["rows"] if row["remedy"] == name] for name in REMEDIES}
+    base = {row["model"]: row[kind]["accuracy"] for row in by_remedy["none"]}
+    found = []
+    for name, rows in by_remedy.items():
+        accuracies = {row["model"]: row[kind]["accuracy"] for row in rows}
+        entry = {"remedy": name, "options": rows[0]["options"], **seeds.spread(list(accuracies.values()))}
+        entry["ece"] = sum(row[kind]["ece"] for row in rows) / len(rows)
+        if name != "none":
+            differences = [accuracy - base[model] for model, accuracy in accuracies.items()]
+            entry |= seeds.difference(differences, entry["mean"], rows[0]["images"])
+        found.append(entry)
+    return found
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The comparison as a table for a page."""
+    first = record["rows"][0]
+    models = len({row["model"] for row in record["rows"]})
+    heads = "".join(f" {title} | points | | ECE |" for title in _SETS.values())
+    lines = [
+        f"`{first['network']}`, {first['parameters']:,} parameters, {models} seed{'s' if models > 1 else ''}, "
+        f"{first['images']:,} validation images:",
+        "",
+        f"| remedy | options |{heads}",
+        f"|---|---|{'--:|--:|---|--:|' * len(_SETS)}",
+    ]
+    for entries in zip(*(compare(record, kind) for kind in _SETS), strict=True):
+        cells = [entries[0]["remedy"], f"`{entries[0]['options']}`" if entries[0]["options"] else ""]
+        for entry in entries:
+            points = "" if "verdict" not in entry else seeds.percent(entry["difference"], entry["interval"], sign=True)
+            accuracy = seeds.percent(entry["mean"], entry["std"])
+            cells += [f"{accuracy} %", points, entry.get("verdict", ""), f"{entry['ece']:.2%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--limit", type=int, default=1000)
+    options = parser.parse_args(arguments)
+    HERE.mkdir(exist_ok=True)
+    measure(HERE / f"{options.name}.json", options.models, options.limit, options.data)
+
+
+if __name__ == "__main__":
+    main()
