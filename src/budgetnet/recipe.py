@@ -128,7 +128,8 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Con
     for argument in arguments:
         name = argument[2:].partition("=")[0]
         if argument.startswith("--") and not any(option == name or option.startswith(name + ".") for option in options):
-            raise ConfigError(f"--{name} is not an option{nearest(name, options, '--')}")
+            hint = nearest(name, options, "--").replace("_", "-")
+            raise ConfigError(f"--{name.replace('_', '-')} is not an option{hint}")
     values = [argument.partition("=")[2] if argument.startswith("--") else argument for argument in arguments]
     require_plain(values, "the command line")
     arguments = _for_parser(arguments)

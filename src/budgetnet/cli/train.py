@@ -75,7 +75,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     from budgetnet.recipe import add_options
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, print_config=None)
-    _add_own_options(parser)
+    _add_own_options(parser, "_")  # as what it parses is written
     add_options(parser)
     return parser
 
@@ -114,10 +114,10 @@ def _help() -> ArgumentParser:
     parser = ArgumentParser(
         prog="budgetnet train",
         usage="budgetnet train RECIPE [options]",
-        description="Train a network by a recipe; any key of the recipe is an option too.",
+        description="Train a network by a recipe; any key of it is an option too (label_smoothing: --label-smoothing).",
         epilog=f"example: {EXAMPLES['train']}",
     )
-    _add_own_options(parser)
+    _add_own_options(parser, "-")
     for section in options.sections():
         stage = section.name == "model.stages"  # whose keys are no options
         title = "each of model.stages" if stage else section.name or "the run"
@@ -129,12 +129,13 @@ def _help() -> ArgumentParser:
             if stage:
                 group.add_argument(option.name, help=said)
             else:
-                group.add_argument(f"--{section.dotted(option)}", metavar=option.name.upper(), help=said)
+                name = section.dotted(option).replace("_", "-")
+                group.add_argument(f"--{name}", metavar=option.name.upper(), help=said)
     return parser
 
 
-def _add_own_options(parser: ArgumentParser) -> None:
-    """What `train` takes besides the keys of a recipe."""
+def _add_own_options(parser: ArgumentParser, between: str) -> None:
+    """What `train` takes besides the keys of a recipe, with that between the words of a name."""
     add = parser.add_argument
     add("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
     add("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache folder)")
@@ -144,9 +145,9 @@ def _add_own_options(parser: ArgumentParser) -> None:
     devices = "processes that share each batch, on a GPU of this machine each, or its CPU (default 1)"
     add("--devices", type=int, default=1, help=devices)
     add("--threads", type=int, default=0, help="CPU threads of all processes together; 0 is one a core (default 0)")
-    add("--no_track", action="store_true", help="leave MLflow out")
-    add("--no_report", action="store_true", help="write no report.html at the end")
-    add("--print_config", action="store_true", help="print the resolved recipe and stop")
+    add(f"--no{between}track", action="store_true", help="leave MLflow out")
+    add(f"--no{between}report", action="store_true", help="write no report.html at the end")
+    add(f"--print{between}config", action="store_true", help="print the resolved recipe and stop")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
     add("--json", action="store_true", help="print the summary (or the recipe) as one JSON object and nothing else")
     add("--debug", action="store_true", help="show the traceback of an error")
