@@ -582,12 +582,13 @@ def test_the_model_file_is_that_of_a_run_or_of_hugging_faces_layout_or_the_file_
         checkpoint.weights_file(tmp_path / "old.pth")
 
 
-def test_the_files_of_a_model_are_those_that_loading_it_may_read(tmp_path, monkeypatch):
+def test_the_files_of_a_model_are_those_that_loading_it_may_read_and_those_of_its_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "one").mkdir(parents=True)
     for there in (tmp_path / "runs" / "one", "runs/one", "one"):
-        found = {path.resolve() for path in checkpoint.files_of(there)}
-        assert found == {tmp_path / "runs/one" / name for name in ("", "best.safetensors", "model.safetensors")}
+        found = {path.resolve().relative_to(tmp_path) for path in checkpoint.files_of(there)}
+        assert {pathlib.Path("runs/one", name) for name in ("", "best.safetensors", "model.safetensors")} <= found
+        assert {pathlib.Path("runs/one", name) for name in ("config.yaml", "summary.json", "last.ckpt")} <= found
     assert checkpoint.files_of("who/knows") == []
 
 

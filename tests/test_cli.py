@@ -415,12 +415,14 @@ def test_a_contest_pickle_is_predicted_under_its_own_ids(home, capsys, monkeypat
         ("predict m own.pkl --output m/best.safetensors", "m/best.safetensors"),
         ("predict runs/n own.pkl --output m/best.safetensors", "m/best.safetensors"),
         ("predict n own.pkl --output m/best.safetensors", "m/best.safetensors"),
+        ("predict m own.pkl --output m/metrics.csv", "metrics.csv"),
+        ("evaluate n --shift all --output m/summary.json", "summary.json"),
         ("export m --format safetensors --precision fp16 --output m/best.safetensors", "m/best.safetensors"),
         ("export ref.bin --format openvino --output ref.xml", "ref.bin"),
         ("export index.html --page --output m.onnx", "index.html"),
     ],
 )
-def test_no_command_writes_over_what_it_reads(command, file, tmp_path, monkeypatch, capsys):
+def test_no_command_writes_over_what_it_reads_or_what_belongs_to_it(command, file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(export, "find_spec", lambda package: package)  # OpenVINO need not be there
     for folder in ("m", "runs"):
@@ -432,7 +434,7 @@ def test_no_command_writes_over_what_it_reads(command, file, tmp_path, monkeypat
     before = everything(tmp_path)
     assert main(command.split()) == 1
     assert re.fullmatch(
-        rf"budgetnet: error: cannot write \S+: it is \S*{Path(file).name}, which is read; choose another --output\n",
+        rf"budgetnet: error: cannot write \S+: it is \S*{Path(file).name}, which is needed; choose another --output\n",
         capsys.readouterr().err,
     )
     assert everything(tmp_path) == before

@@ -113,7 +113,7 @@ def test_a_file_is_told_from_another_under_all_its_names_there_or_not(tmp_path, 
     Path("symbolic").symlink_to("read")
     Path("hard").hardlink_to("read")
     for name in ("read", "./read", "folder/../read", str(tmp_path / "read"), "symbolic", "hard"):
-        with pytest.raises(ConfigError, match=r"cannot write .*: it is read, which is read; choose another --output"):
+        with pytest.raises(ConfigError, match=r"cannot write .*: it is read, which is needed; choose another --output"):
             require_apart([Path("other"), Path(name)], [Path("gone"), Path("read")])
     with pytest.raises(ConfigError, match="it is gone"):
         require_apart([Path("folder/../gone")], [Path("gone")])

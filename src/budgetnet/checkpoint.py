@@ -39,6 +39,7 @@ CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
 WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
+_RECORD = ("config.yaml", "metrics.csv", "system.csv", "summary.json", "mlflow.json", "last.ckpt", "previous.ckpt")
 _CHECKPOINTS = (".ckpt", ".pth", ".pt")  # suffixes of what torch.save writes
 
 BOX = "box"
@@ -188,13 +189,14 @@ def located(path_or_name: str | Path) -> Path:
 
 
 def files_of(path_or_name: str | Path) -> list[Path]:
-    """Where the file that `load` reads would be, there or not; nothing of what is no file, folder or run here.
+    """Where the files of a model would be, there or not: that which `load` reads, and those that a run's folder holds
+    besides. Nothing of what is no file, folder or run here.
 
     Raises:
         CheckpointError: as `found` does.
     """
     place = found(path_or_name)
-    return [] if place is None else [place, place / WEIGHTS, place / HUB_WEIGHTS]
+    return [] if place is None else [place, *(place / name for name in (WEIGHTS, HUB_WEIGHTS, *_RECORD))]
 
 
 def is_model(path_or_name: str | Path) -> bool:

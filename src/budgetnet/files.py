@@ -72,7 +72,7 @@ def atomic_write(path: Path, data: bytes, *, keep: str | None = None) -> None:
 
 
 def require_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """See that what a command is to write is none of the files that it reads, by whatever name.
+    """See that what a command is to write is none of the files that it reads or that belong to them, by whatever name.
 
     Raises:
         ConfigError: one is.
@@ -83,7 +83,7 @@ def require_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             # Of files that are there, links may have several names; others have theirs alone.
             both = output.exists() and read.exists()
             if os.path.samefile(output, read) if both else os.path.realpath(output) == os.path.realpath(read):
-                raise ConfigError(f"cannot write {output}: it is {read}, which is read; choose another --output")
+                raise ConfigError(f"cannot write {output}: it is {read}, which is needed; choose another --output")
 
 
 def append(path: Path, data: bytes) -> None:

@@ -119,7 +119,7 @@ def _evaluate(options: Namespace) -> int:
 
 def _corruptions(options: Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The corruptions and severities that are asked for, none without; what makes no sense is refused."""
-    from budgetnet import cifar, pictures, shift
+    from budgetnet import checkpoint, cifar, files, pictures, shift
 
     if options.shift is None or options.shift in cifar.TEST_SETS:
         for name in ("severity", "output"):
@@ -133,6 +133,8 @@ def _corruptions(options: Namespace) -> tuple[tuple[str, ...], tuple[int, ...]]:
     names = shift.NAMES if options.shift == "all" else (options.shift,)
     severities = shift.SEVERITIES if options.severity is None else (options.severity,)
     shift.check(names[0], severities[0])
+    if options.output:
+        files.require_apart([options.output], checkpoint.files_of(options.checkpoint))
     if options.output and options.output.suffix.lower() == ".json":
         if not options.output.parent.is_dir():
             raise ConfigError(f"cannot write {options.output}: there is no folder {options.output.parent}; create it")
