@@ -36,11 +36,11 @@ LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" fo
         ("epochs: 010", "010 means 8 in YAML"),
         ("label_smoothing: -1:30.5", "-1:30.5 means -90.5 in YAML"),
         ("epochs: '1:30'", "cannot be a value: 1:30 means 90"),
-        ("epochs: !!bool maybe", "is not YAML"),
-        ("epochs: !!int ''", "is not YAML"),
-        ("epochs: !!timestamp x", "is not YAML"),
+        ("epochs: !!bool maybe", "cannot be read as YAML"),
+        ("epochs: !!int ''", "cannot be read as YAML"),
+        ("epochs: !!timestamp x", "cannot be read as YAML"),
         ("epochs: '!!bool maybe'", "cannot be a value"),
-        ("epochs: 0x_", "is not YAML"),
+        ("epochs: 0x_", "cannot be read as YAML"),
         ("epochs: 0x" + "f" * 5000, "a number of more than 128 bits"),
         ("epochs: " + "1:" * 5000 + "1", "a number of more than 128 bits"),
         ("epochs: '0x" + "f" * 5000 + "'", "a number of more than 128 bits"),
@@ -50,9 +50,9 @@ LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" fo
         ("model: {name: residual, stages: [{depth: null}]}", "model.stages.depth is null, expected a value"),
         ("model: {name: residual, stages: [{depth: [1]}]}", "model.stages"),
         ("model: {name: residual, stages: [null]}", "model.stages"),
-        ("epochs: " + "9" * 5000, "is not YAML"),
+        ("epochs: " + "9" * 5000, "cannot be read as YAML"),
         ("experiment: " + "x" * 70_000, "has more than 65,536 characters"),
-        ("augment: deep.yaml", "deep.yaml is not YAML: it is nested more than 20 deep"),
+        ("augment: deep.yaml", "deep.yaml cannot be read as YAML: it is nested more than 20 deep"),
         ("augment: 'a\\0b'", "augment"),
         ("augment: " + "a" * 5000, "augment"),
     ],
@@ -114,7 +114,7 @@ def test_a_file_of_the_longest_length_is_read_and_of_a_longer_one_no_part(tmp_pa
     path = recipe(tmp_path, "x" * 65_536)
     assert read_yaml(path) == "x" * 65_536
     path.write_text("x" * 65_537)
-    with pytest.raises(ConfigError, match=r"recipe\.yaml is not YAML: it has more than 65,536 characters"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml cannot be read as YAML: it has more than 65,536 characters"):
         read_yaml(path)
 
 

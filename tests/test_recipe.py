@@ -177,8 +177,8 @@ def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):
         ("budget: null\nmodel: {width: auto}", "model.width is auto and budget is null"),
         ("batch_size: 1", "batch_size is 1, expected 2 or more"),
         ("- a list", "holds a list, expected the options of a recipe"),
-        ("a: [", "is not YAML"),
-        ("epochs: !!python/object/apply:os.getcwd []", "is not YAML"),
+        ("a: [", "cannot be read as YAML"),
+        ("epochs: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_option(text, message, tmp_path):
@@ -343,7 +343,7 @@ def test_a_section_may_be_a_file_on_the_command_line(form, tmp_path, monkeypatch
     assert load_recipe(path, ["--experiment", "sgd.yaml"]).experiment == "sgd.yaml"
     assert load_recipe(path, [*form, "--epochs", "4"]).epochs == 4
     Path("sgd.yaml").write_text("[&a [1], *a]")
-    with pytest.raises(ConfigError, match=r"sgd\.yaml is not YAML: it has an alias"):
+    with pytest.raises(ConfigError, match=r"sgd\.yaml cannot be read as YAML: it has an alias"):
         load_recipe(path, form)
 
 

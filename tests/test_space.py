@@ -96,7 +96,7 @@ def test_each_space_that_comes_with_the_recipes_is_possible_around_the_recipe_of
         ("model: {choice: [{a: 1}, {b: 2}]}", "model has options of its own"),
         ("epochs: {choice: [1, {b: 2}]}", "expected a list of values"),
         ("a: &a [1]\nb: *a", "alias"),
-        ("epochs: {int: [1, 3]", "is not YAML"),
+        ("epochs: {int: [1, 3]", "cannot be read as YAML"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_in_a_line_that_names_the_key(tmp_path, text, words):

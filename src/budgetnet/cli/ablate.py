@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, json_text, leave_options
+from budgetnet.cli.common import command_parser, json_text, leave_options, path
 from budgetnet.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "ablate", _ablate, "tell what options of a recipe are worth, by several seeds")
     leave_options(command, "ablate RECIPE --vary KEY=VALUE,VALUE")
-    command.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, or a file of named variants of one")
+    command.add_argument("recipe", type=path, metavar="RECIPE", help="a recipe, or a file of named variants of one")
     command.add_argument(
         "--vary",
         action="append",
@@ -27,9 +27,9 @@ def add(commands: Any) -> None:
     command.add_argument("--seeds", type=int, default=3, help="trainings of each variant (default 3)")
     command.add_argument("--shift", type=int, metavar="N", help="also judge by N held-out images under corruption")
     command.add_argument("--jobs", type=int, default=1, help="trainings at a time (default 1)")
-    command.add_argument("--output", type=Path, metavar="DIR", help="keep the runs there (default runs/ablate-RECIPE)")
-    command.add_argument("--record", type=Path, metavar="FILE", help="of all runs (default study.json beside them)")
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--output", type=path, metavar="DIR", help="keep the runs there (default runs/ablate-RECIPE)")
+    command.add_argument("--record", type=path, metavar="FILE", help="of all runs (default study.json beside them)")
+    command.add_argument("--data", type=path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
     command.add_argument("--threads", type=int, default=0, help="of each training; 0 is one a core, shared by the jobs")
 

@@ -70,9 +70,16 @@ def leave_options(command: ArgumentParser, usage: str) -> None:
 
 def add_training(command: ArgumentParser) -> None:
     """Where a command that trains finds its data, and what it trains on."""
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--data", type=path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+
+
+def path(text: str) -> Path:
+    """A file or folder; an empty text, as of a variable that is not set, is none."""
+    if not text:
+        raise ArgumentTypeError("found nothing, expected the name of a file or folder")
+    return Path(text)
 
 
 def count(text: str) -> int:

@@ -14,6 +14,7 @@ from budgetnet.cli.common import (
     command_parser,
     json_text,
     leave_options,
+    path,
     progress_on,
     set_threads,
     stop_by_signal,
@@ -26,11 +27,11 @@ def add(commands: Any) -> None:
         commands, "compress", _compress, "make a trained network smaller and faster, and train it further"
     )
     leave_options(command, "compress MODEL (--sparsity S | --rank R | --distill-into RECIPE)")
-    command.add_argument("model", type=Path, metavar="MODEL", help="a finished run, or a model file")
+    command.add_argument("model", type=path, metavar="MODEL", help="a finished run, or a model file")
     command.add_argument("--sparsity", type=float, metavar="S", help="share of the channels inside blocks to take out")
     command.add_argument("--rank", type=float, metavar="R", help="rank of convolutions, as a share of the full one")
-    command.add_argument("--distill-into", type=Path, metavar="RECIPE", help="whose network learns from MODEL instead")
-    command.add_argument("--output", type=Path, metavar="RUN", help="the new run's folder (default runs/MODEL-TIME)")
+    command.add_argument("--distill-into", type=path, metavar="RECIPE", help="whose network learns from MODEL instead")
+    command.add_argument("--output", type=path, metavar="RUN", help="the new run's folder (default runs/MODEL-TIME)")
     add_training(command)
     command.add_argument("--no-track", action="store_true", help="leave MLflow out")
     command.add_argument("--no-report", action="store_true", help="write no report.html at the end")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, json_text, progress_on
+from budgetnet.cli.common import command_parser, json_text, path, progress_on
 
 
 def add(commands: Any) -> None:
@@ -16,16 +15,16 @@ def add(commands: Any) -> None:
         metavar="COMMAND", required=True
     )
     command = command_parser(group, "verify", _verify, "check data files, and look for duplicates", parent="data ")
-    command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
+    command.add_argument("path", type=path, nargs="?", help="a folder or file (default: where the data is looked for)")
     command = command_parser(
         group, "stats", _stats, "count classes, and measure pixel mean and deviation", parent="data "
     )
-    command.add_argument("path", type=Path, nargs="?", help="a folder or file (default: where the data is looked for)")
+    command.add_argument("path", type=path, nargs="?", help="a folder or file (default: where the data is looked for)")
     command = command_parser(
         group, "download", _download, "fetch and verify an official archive", json=False, parent="data "
     )
     command.add_argument("name", choices=("cifar10", "cifar100"), nargs="?", default="cifar10")
-    command.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--data", type=path, metavar="DIR", help="where to put it (default: $BUDGETNET_DATA, cache)")
 
 
 def _verify(options: Namespace) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser, json_text, progress_on
+from budgetnet.cli.common import command_parser, json_text, path, progress_on
 from budgetnet.cli.model import (
     Prepared,
     add_data,
@@ -57,7 +56,7 @@ def add(commands: Any) -> None:
     command.add_argument("--severity", type=int, metavar="N", help="of the corruptions, 1 to 5 (default: each)")
     command.add_argument(
         "--output",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="draw a heat map of the corruptions (.svg, .png), or write their record (.json)",
     )

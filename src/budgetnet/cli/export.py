@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, json_text
+from budgetnet.cli.common import command_parser, json_text, path
 from budgetnet.cli.model import CHECKPOINT, add_data, dataset_of, load_model
 
 
@@ -15,7 +14,7 @@ def add(commands: Any) -> None:
     command = command_parser(
         commands, "export", _export, "write a model for other programs, and compare the file with the original"
     )
-    command.add_argument("checkpoint", type=Path, help=CHECKPOINT)
+    command.add_argument("checkpoint", type=path, help=CHECKPOINT)
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument(
         "--format",
@@ -29,7 +28,7 @@ def add(commands: Any) -> None:
         default="fp32",
         help="fp16 halves the file and computes in 32 bits; int8 is calibrated on training images (default fp32)",
     )
-    command.add_argument("--output", type=Path, metavar="FILE", required=True, help="the file, or the folder for hub")
+    command.add_argument("--output", type=path, metavar="FILE", required=True, help="the file, or the folder for hub")
     add_data(command)
     command.add_argument(
         "--split", choices=("val", "test"), help="images to compare with (default: val where there are such)"

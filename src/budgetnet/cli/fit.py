@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, count, json_text, progress_on, set_threads
+from budgetnet.cli.common import command_parser, count, json_text, path, progress_on, set_threads
 
 
 def add(commands: Any) -> None:
@@ -17,11 +16,11 @@ def add(commands: Any) -> None:
     command.add_argument("--flops", type=count, metavar="N", help="most multiply-adds an image, such as 300e6")
     command.add_argument("--latency", type=float, metavar="MS", help="most milliseconds for one image on this CPU")
     command.add_argument("--families", nargs="+", default=(), metavar="NAME", help="such as preact shake (default all)")
-    command.add_argument("--recipe", type=Path, metavar="FILE", help="how to train (default: one of its own)")
+    command.add_argument("--recipe", type=path, metavar="FILE", help="how to train (default: one of its own)")
     command.add_argument(
         "--dataset", choices=("cifar10", "cifar100", "folder", "digits"), help="default: the recipe's, else cifar10"
     )
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--data", type=path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument(
         "--epochs",
         type=int,
@@ -32,7 +31,7 @@ def add(commands: Any) -> None:
     command.add_argument("--seed", type=int, help="default: the recipe's, else 0")
     command.add_argument("--device", default="auto", help="where to train: auto, cpu, cuda, cuda:N or mps")
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
-    command.add_argument("--output", type=Path, metavar="DIR", help="keep runs, table, picture and the winner's recipe")
+    command.add_argument("--output", type=path, metavar="DIR", help="keep runs, table, picture and the winner's recipe")
 
 
 def _fit(options: Namespace) -> int:

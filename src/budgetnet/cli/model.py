@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import progress_on, warn
+from budgetnet.cli.common import path, progress_on, warn
 from budgetnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ CHECKPOINT = (
 
 def add_model(command: ArgumentParser) -> None:
     """The model, and where it runs."""
-    command.add_argument("checkpoint", type=Path, help=CHECKPOINT)
+    command.add_argument("checkpoint", type=path, help=CHECKPOINT)
     add_device(command)
 
 
@@ -42,7 +42,7 @@ def add_device(command: ArgumentParser) -> None:
 
 def add_data(command: ArgumentParser) -> None:
     """The data."""
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("--data", type=path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument(
         "--dataset", choices=("cifar10", "cifar100", "folder", "digits"), help="default: what the model was trained on"
     )

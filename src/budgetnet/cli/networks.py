@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser, count, json_text
+from budgetnet.cli.common import command_parser, count, json_text, path
 from budgetnet.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     command.add_argument("--model", metavar="NAME", help="network of a checkpoint of the reference project")
     command.add_argument("--width", type=int, help="width of a network given by name")
     command.add_argument("--classes", type=int, help="classes of a named network (default 10) or a recipe (its data's)")
-    command.add_argument("--picture", type=Path, metavar="FILE.svg|png", help="draw the stages with their shapes")
+    command.add_argument("--picture", type=path, metavar="FILE.svg|png", help="draw the stages with their shapes")
 
 
 def _models(options: Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.cli.common import command_parser, json_text
+from budgetnet.cli.common import command_parser, json_text, path
 from budgetnet.cli.model import (
     CHECKPOINT,
     Prepared,
@@ -45,16 +45,16 @@ def add(commands: Any) -> None:
     """Add what this file is for to the command line."""
     command = command_parser(commands, "predict", _predict, "classify images, and write a submission")
     command.set_defaults(further=[])  # an input that options part from the model
-    command.add_argument("checkpoint", type=Path, nargs="?", help=f"{CHECKPOINT} (which nothing means too)")
+    command.add_argument("checkpoint", type=path, nargs="?", help=f"{CHECKPOINT} (which nothing means too)")
     add_device(command)
     add_data(command)
     add_engine(command)
-    command.add_argument("input", type=Path, help="contest pickle, folder of images, single image, or .npy")
-    command.add_argument("--output", type=Path, metavar="FILE.csv", help="write a submission: ID,Labels")
+    command.add_argument("input", type=path, help="contest pickle, folder of images, single image, or .npy")
+    command.add_argument("--output", type=path, metavar="FILE.csv", help="write a submission: ID,Labels")
     command.add_argument(
         "--probabilities", action="store_true", help="write FILE.probabilities.csv too, a column a class"
     )
-    command.add_argument("--labels", type=Path, metavar="FILE", help="score the predictions against known ID,Labels")
+    command.add_argument("--labels", type=path, metavar="FILE", help="score the predictions against known ID,Labels")
     add_remedies(command)
 
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.cli.common import command_parser, json_text, warn
+from budgetnet.cli.common import command_parser, json_text, path, warn
 from budgetnet.errors import ConfigError
 
 
@@ -15,26 +15,26 @@ def add(commands: Any) -> None:
     command = command_parser(
         commands, "report", _report, "write the page that shows what a run learnt and where it is wrong"
     )
-    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder, which gets report.html")
-    command.add_argument("--data", type=Path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
+    command.add_argument("folder", type=path, metavar="RUN", help="the run's folder, which gets report.html")
+    command.add_argument("--data", type=path, metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, cache)")
     command.add_argument("--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:N or mps")
 
     command = command_parser(
         commands, "compare", _compare, "compare runs: grouped by recipe, seed by seed, and by their cost"
     )
-    command.add_argument("folders", type=Path, metavar="RUN", nargs="*", help="run folders; the first is compared with")
+    command.add_argument("folders", type=path, metavar="RUN", nargs="*", help="run folders; the first is compared with")
     command.add_argument("--experiment", metavar="NAME", help="the runs of an MLflow experiment instead")
-    command.add_argument("--output", type=Path, metavar="FILE.html", help="write a page with curves and pictures too")
+    command.add_argument("--output", type=path, metavar="FILE.html", help="write a page with curves and pictures too")
 
     command = command_parser(
         commands, "track", _track, "send a run's record to MLflow, completing what is there", json=False
     )
-    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    command.add_argument("folder", type=path, metavar="RUN", help="the run's folder")
 
     command = command_parser(
         commands, "register", _register, "make a run a version of a model that others ask for by name"
     )
-    command.add_argument("folder", type=Path, metavar="RUN", help="the run's folder; it is finished and tracked")
+    command.add_argument("folder", type=path, metavar="RUN", help="the run's folder; it is finished and tracked")
     command.add_argument("--name", required=True, help="of the model, which others ask for as models:/NAME@ALIAS")
     command.add_argument("--alias", help="that this version gets, and any other loses, such as champion")
 

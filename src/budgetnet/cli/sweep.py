@@ -14,6 +14,7 @@ from budgetnet.cli.common import (
     command_parser,
     json_text,
     leave_options,
+    path,
     progress_on,
     set_threads,
     stop_by_signal,
@@ -27,8 +28,8 @@ def add(commands: Any) -> None:
         commands, "sweep", _sweep, "search for the best options of a recipe, with any number of workers"
     )
     leave_options(command, "sweep RECIPE --space FILE --trials N")
-    command.add_argument("recipe", type=Path, metavar="RECIPE", help="what all trials have in common")
-    command.add_argument("--space", type=Path, required=True, metavar="FILE", help="which options vary, between what")
+    command.add_argument("recipe", type=path, metavar="RECIPE", help="what all trials have in common")
+    command.add_argument("--space", type=path, required=True, metavar="FILE", help="which options vary, between what")
     command.add_argument("--trials", type=int, required=True, metavar="N", help="in all, of all workers")
     command.add_argument(
         "--pruner",
@@ -37,7 +38,7 @@ def add(commands: Any) -> None:
         help="stops trials that do worse than others at the same epoch (default median)",
     )
     command.add_argument(
-        "--output", type=Path, metavar="DIR", help="keep runs and results there (default runs/sweep-RECIPE)"
+        "--output", type=path, metavar="DIR", help="keep runs and results there (default runs/sweep-RECIPE)"
     )
     command.add_argument(
         "--storage",

@@ -90,8 +90,9 @@ def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[C
     from budgetnet.recipe import parse_options
 
     config, options = parse_options(parser, arguments)
-    if options.output == "":
-        raise ConfigError("--output is empty, expected a run's folder: give one, or leave --output out")
+    for name in ("output", "data"):
+        if getattr(options, name) == "":
+            raise ConfigError(f"--{name} is empty, expected a folder: give one, or leave --{name} out")
     run = Path(options.output) if options.output else None
     if options.resume and run is None:
         raise ConfigError("--resume needs --output RUN, the folder of the run to continue")
