@@ -77,6 +77,10 @@ def test_every_whole_number_may_be_written_so(option, tmp_path):
         assert (value, type(value)) == (200, int)
 
 
+def test_what_is_no_whole_number_stays_as_it_is_written(tmp_path):
+    assert load_recipe(recipe(tmp_path, "epochs: 1"), ["--experiment", "1e3"]).experiment == "1e3"
+
+
 @pytest.mark.parametrize("written", ["1.5", "15e-1", "1.5e0", "1..5e3", "1e400", "1e-400", ".inf", ".nan", "true"])
 def test_a_budget_that_is_no_whole_number_is_refused(written, tmp_path):
     path = recipe(tmp_path, f"budget: {written}\n")
@@ -372,6 +376,8 @@ def test_dashes_in_the_names_of_options_are_underscores_and_elsewhere_they_stay(
         config = load_recipe(path, form)
         assert (config.val_size, config.experiment) == (7, "a-b")
     assert load_recipe(path, ["--tta", "flip-shift"]).tta == "flip-shift"
+    with pytest.raises(ConfigError, match=r"^--lable-smoothing is not an option \(did you mean --label-smoothing\?\)$"):
+        load_recipe(path, ["--lable_smoothing", "0.1"])
 
 
 # Recipes of strangers

@@ -261,9 +261,8 @@ def _options() -> dict[str, Any]:
 
 @cache
 def _whole() -> set[str]:
-    """The options that are whole numbers, or whole numbers and something else that is none."""
-    kinds = {name: {hint, *get_args(hint)} for name, hint in _options().items()}
-    return {name for name, kind in kinds.items() if int in kind and float not in kind}
+    """The options that are whole numbers, or something else too."""
+    return {name for name, hint in _options().items() if int in (hint, *get_args(hint))}
 
 
 def _sections() -> dict[str, Any]:
