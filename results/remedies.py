@@ -1,4 +1,4 @@
-"""What each remedy at test time is worth to models, by validation images, clean and corrupted.
+"""What each remedy at test time is worth to models, by validation images, clean and corrupted (severity 3 of 5).
 
     python results/remedies.py NAME MODEL [MODEL ...] [--data DIR] [--limit N]
 
@@ -34,6 +34,7 @@ REMEDIES = {
     "temperature": "--temperature fit",
     "mirror, norm statistics, temperature": "--tta flip --norm-statistics target --temperature fit",
 }
+SEVERITY = 3
 _SETS = {"clean": "clean", "mean_corruption": "corrupted"}
 
 
@@ -46,7 +47,7 @@ def measure(path: Path, models: Sequence[str], limit: int, data: Path | None) ->
         common = {"model": Path(model).name, "weights": checkpoint.digest({}, loaded.network.state_dict())}
         common |= {"network": loaded.model.name, "parameters": loaded.parameters}
         for remedy, options in REMEDIES.items():
-            row = common | {"remedy": remedy, "options": options, "images": limit}
+            row = common | {"remedy": remedy, "options": options, "images": limit, "severity": SEVERITY}
             kept = next((old for old in before if row.items() <= old.items()), None)
             rows.append(kept or row | _evaluate(model, options, limit, data))
             atomic_write(path, (json.dumps({"rows": rows}, indent=1) + "\n").encode())
@@ -56,7 +57,8 @@ def measure(path: Path, models: Sequence[str], limit: int, data: Path | None) ->
 
 def _evaluate(model: str, options: str, limit: int, data: Path | None) -> dict[str, Any]:
     command = [sys.executable, "-m", "budgetnet", "evaluate", model, "--split", "val", "--shift", "all", "--json"]
-    command += ["--limit", str(limit), *shlex.split(options), *(["--data", str(data)] if data else [])]
+    command += ["--severity", str(SEVERITY), "--limit", str(limit), *(["--data", str(data)] if data else [])]
+    command += shlex.split(options)
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     fitted = [{key: each[key] for key in each.keys() & {"temperature", "shares"}} for each in found.get("remedies", [])]
     return {key: found[key] for key in ("engine", *_SETS)} | {"fitted": [each for each in fitted if each]}
@@ -86,7 +88,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     heads = "".join(f" {title} | points | | ECE |" for title in _SETS.values())
     lines = [
         f"`{first['network']}`, {first['parameters']:,} parameters, {models} seed{'s' if models > 1 else ''}, "
-        f"{first['images']:,} validation images:",
+        f"{first['images']:,} validation images, corrupted by severity {first['severity']}:",
         "",
         f"| remedy | options |{heads}",
         f"|---|---|{'--:|--:|---|--:|' * len(_SETS)}",

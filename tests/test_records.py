@@ -25,7 +25,7 @@ def rows(accuracies: dict[str, list[float]]) -> dict:
     return {
         "rows": [
             {"model": f"run-{i}", "network": "wrn_16_4", "parameters": 97657, "remedy": remedy}
-            | {"options": remedies.REMEDIES[remedy], "images": 1000}
+            | {"options": remedies.REMEDIES[remedy], "images": 1000, "severity": 3}
             | {"clean": cell(accuracy, 0.01 * i), "mean_corruption": cell(accuracy - 0.1, 0.02 * i)}
             for i in range(3)
             for remedy, values in accuracies.items()
@@ -52,7 +52,7 @@ def test_each_remedy_is_compared_with_none_model_by_model(two):
 
 def test_the_table_tells_models_images_and_both_kinds_of_accuracy(two):
     lines = remedies.markdown(rows({"none": [0.80, 0.82, 0.81], "mirror": [0.83, 0.86, 0.84]})).splitlines()
-    assert lines[0] == "`wrn_16_4`, 97,657 parameters, 3 seeds, 1,000 validation images:"
+    assert lines[0] == "`wrn_16_4`, 97,657 parameters, 3 seeds, 1,000 validation images, corrupted by severity 3:"
     assert len({line.count("|") for line in lines[2:]}) == 1
     assert lines[4] == "| none |  | 81.00 ± 1.00 % |  |  | 1.00% | 71.00 ± 1.00 % |  |  | 2.00% |"
     assert lines[5].startswith("| mirror | `--tta flip` | 84.33 ± 1.53 % | +3.33 ± 1.43 | beyond noise | 1.00% | 74.33")
