@@ -50,7 +50,7 @@ mix: {name: none, alpha: null, p: 1.0},
 progressive: {size: null, until: 0.7},
 distill: {teachers: [], temperature: 4.0, weight: 0.9, cached: false},
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9, nesterov: false, betas: [0.9, 0.999], weight_decay: 0.0005,
-  decay_norms: true, bias_lr: 1.0, head_lr: 1.0, sam: 0.0, lookahead_steps: 0, lookahead_alpha: 0.5},
+  decay_norms: true, bias_lr: 1.0, head_lr: 1.0, sam: 0.0},
 schedule: {name: cosine, warmup: 0.0, floor: 0.0, milestones: [], gamma: 0.1, patience: 10, period: 10.0,
   period_growth: 2.0, peak: 0.3, start: 0.04}}
 """

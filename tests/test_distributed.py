@@ -102,7 +102,7 @@ def vector(run: Path, *parts: str, statistics: bool = True) -> torch.Tensor:
     state = checkpoint.load_state(run / "last.ckpt")
     values = [
         value.flatten().double()
-        for part in parts or ("network", "average", "lookahead")
+        for part in parts or ("network", "average")
         for name, value in state.get(part, {}).items()
         if value.is_floating_point() and (statistics or "running" not in name)
     ]

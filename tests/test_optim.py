@@ -14,7 +14,6 @@ from torch import nn
 from budgetnet import models, optim
 from budgetnet.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from budgetnet.optim import (
-    Lookahead,
     Muon,
     Plateau,
     WeightAverage,
@@ -530,7 +529,7 @@ def test_an_optimizer_goes_on_from_its_state_bit_for_bit(config):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-# ------------------------------------------------------------------------------------- sam and lookahead
+# --------------------------------------------------------------------------------------------------- sam
 
 
 def a_batch(seed):
@@ -607,32 +606,6 @@ def test_what_has_no_gradient_stays_where_it_is_on_the_way_up():
     with ascended(network, 0.5):
         assert torch.equal(network[1].weight, before)
         assert network[0].weight.grad is not None
-
-
-@pytest.mark.parametrize(("steps", "alpha"), [(1, 0.3), (2, 0.8), (3, 0.5), (5, 1.0)])
-def test_lookahead_equals_an_explicit_loop(steps, alpha):
-    torch.manual_seed(0)
-    network = Small()
-    optimizer = make_optimizer(network, OptimizerConfig(lr=0.1))
-    lookahead = Lookahead(network, steps, alpha)
-    slow = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    for t in range(1, 11):
-        trained(network, optimizer, [0.1])
-        fast = copy.deepcopy(network.state_dict())
-        lookahead.update(network)
-        found = lookahead.network.state_dict()
-        if t % steps == 0:
-            slow = {name: value + alpha * (fast[name] - value) for name, value in slow.items()}
-            assert all(torch.equal(network.state_dict()[name], found[name]) for name in found)
-            assert torch.equal(found["norm.running_var"], fast["norm.running_var"])
-        else:
-            assert all(torch.equal(value, fast[name]) for name, value in network.state_dict().items())
-        torch.testing.assert_close({name: found[name] for name in slow}, slow, rtol=1e-4, atol=1e-6)
-    assert network.training
-    assert not lookahead.network.training
-    assert lookahead.updates == 10
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    assert not any(parameter.requires_grad for parameter in lookahead.network.parameters())
 
 
 # ---------------------------------------------------------------------------------------- weight average

@@ -68,13 +68,23 @@ def test_a_budget_may_be_written_as_fit_takes_it(written, tmp_path):
     assert [config.budget for config in found] == [1_000_000] * 3
 
 
-@pytest.mark.parametrize("option", ["train_size", "batch_size", "model.width", "optimizer.lookahead_steps"])
+@pytest.mark.parametrize("option", ["train_size", "batch_size", "model.width", "schedule.patience"])
 def test_every_whole_number_may_be_written_so(option, tmp_path):
     section, dot, name = option.rpartition(".")
     path = recipe(tmp_path, f"{section}: {{{name}: 2e2}}\n" if dot else f"{name}: 2e2\n")
     for config in (load_recipe(path), load_recipe(recipe(tmp_path, "epochs: 1\n"), [f"--{option}", "2e2"])):
         value = getattr(getattr(config, section) if dot else config, name)
         assert (value, type(value)) == (200, int)
+
+
+def test_an_option_that_was_taken_out_may_be_in_a_file_where_it_meant_nothing(tmp_path):
+    path = recipe(tmp_path, "optimizer: {lr: 0.5, lookahead_steps: 0, lookahead_alpha: 0.5}\n")
+    assert load_recipe(path) == load_recipe(recipe(tmp_path, "optimizer: {lr: 0.5}\n"))
+    path = recipe(tmp_path, "optimizer: {lookahead_steps: 5}\n")
+    with pytest.raises(ConfigError, match=r"optimizer\.lookahead_steps is 5, but is no option any more: train without"):
+        load_recipe(path)
+    with pytest.raises(ConfigError, match=r"^--optimizer\.lookahead-steps is not an option$"):
+        load_recipe(recipe(tmp_path, "epochs: 1"), ["--optimizer.lookahead-steps", "0"])
 
 
 def test_what_is_no_whole_number_stays_as_it_is_written(tmp_path):
@@ -233,7 +243,6 @@ def test_what_the_parser_refuses_is_said_in_the_words_of_a_recipe(text, message,
         (["--swa", "2"], "swa is 2.0, expected a share in [0, 1]"),
         (["--swa", "0.5", "--ema", "0.9"], "two averages of the same weights: leave one of them out"),
         (["--optimizer.sam", "-1"], "optimizer.sam is -1.0, expected a distance, or 0 for none"),
-        (["--optimizer.lookahead_alpha", "0.8"], "optimizer.lookahead_steps is 0: give the steps, or leave it out"),
         (["--distill.cached", "true"], "distill.teachers is empty: name a teacher"),
     ],
 )

@@ -66,8 +66,6 @@ OPTIMIZERS = get_args(get_type_hints(OptimizerConfig)["name"])
         (OptimizerConfig, {}, "bias_lr", [LEAST, 1e9], [0, math.inf, math.nan]),
         (OptimizerConfig, {}, "head_lr", [LEAST, 1e9], [0, math.inf, math.nan]),
         (OptimizerConfig, {}, "sam", [0, 0.1], [BELOW_0, math.inf]),
-        (OptimizerConfig, {}, "lookahead_steps", [0, 1], [-1]),
-        (OptimizerConfig, {"lookahead_steps": 1}, "lookahead_alpha", [LEAST, 1], [0, ABOVE_1]),
         (ScheduleConfig, {}, "warmup", [0, 1e9], [BELOW_0, math.inf, math.nan]),
         (ScheduleConfig, {}, "floor", [0, 1], [BELOW_0, ABOVE_1]),
         (ScheduleConfig, {}, "gamma", [LEAST, 1], [0, ABOVE_1]),
@@ -132,7 +130,6 @@ def test_no_option_of_a_stage_is_null(name):
             (DistillConfig, values, "distill.teachers is empty")
             for values in ({"temperature": 2}, {"weight": 0.5}, {"cached": True})
         ),
-        (OptimizerConfig, {"lookahead_alpha": 1}, "optimizer.lookahead_steps is 0"),
         *(
             (OptimizerConfig, {"betas": (0, 0), "name": name}, "optimizer.betas is given")
             for name in OPTIMIZERS

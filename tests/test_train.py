@@ -107,7 +107,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             {"network": checkpoint.load_classifier(other).network.state_dict()},
         ),
     ):
-        for part in ("network", "average", "lookahead"):
+        for part in ("network", "average"):
             assert mine.get(part, {}).keys() == theirs.get(part, {}).keys()
             for key, value in mine.get(part, {}).items():
                 assert torch.equal(value, theirs[part][key]), key
@@ -381,7 +381,7 @@ class NoWaiting(TorchDispatchMode):
         {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
         {"augment": AugmentConfig(policy="augmix", consistency=12)},
         {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2, zero_init=True)},
-        {"optimizer": OptimizerConfig(sam=0.05, lookahead_steps=1), "clip_norm": 1.0},
+        {"optimizer": OptimizerConfig(sam=0.05), "clip_norm": 1.0},
     ],
     ids=[
         "reference augmentation",
@@ -394,7 +394,7 @@ class NoWaiting(TorchDispatchMode):
         "ricap",
         "augmix",
         "noise within",
-        "sam and lookahead",
+        "sam",
     ],
 )
 def test_a_step_never_makes_the_host_wait(choice):
@@ -447,12 +447,11 @@ def test_a_run_on_growing_images_by_muon_resumes_exactly(tmp_path):
     "choice",
     [
         {"optimizer": OptimizerConfig(name="adamw", lr=0.01, sam=0.05), "clip_norm": 1.0},
-        {"optimizer": OptimizerConfig(lookahead_steps=3, lookahead_alpha=0.8)},
-        {"optimizer": OptimizerConfig(name="muon", lookahead_steps=5, sam=0.1), "ema": 0.0},
+        {"optimizer": OptimizerConfig(name="muon", sam=0.1), "ema": 0.0},
     ],
-    ids=["sam", "lookahead", "both with muon"],
+    ids=["adamw", "muon"],
 )
-def test_a_run_with_sam_or_lookahead_resumes_exactly(choice, tmp_path):
+def test_a_run_with_sam_resumes_exactly(choice, tmp_path):
     config = replace(TINY, **choice)
     run(config, tmp_path / "whole")
     stopper = Stopper(STEPS + 3)
@@ -641,16 +640,6 @@ def test_sam_under_a_loss_scale_is_sam_without_and_an_overflow_on_the_way_leaves
     compute()
     scaled.update(0.05, compute)
     assert any(not torch.equal(value, before[key]) for key, value in scaled.network.named_parameters())
-
-
-def test_the_slow_weights_are_validated_and_kept(tmp_path):
-    optimizer = OptimizerConfig(lr=0.05, lookahead_steps=4)  # of the six that an epoch has
-    config = replace(TINY, val_size=0, train_size=None, batch_size=256, ema=0.0, epochs=1, optimizer=optimizer)
-    run(config, tmp_path / "run")
-    slow = checkpoint.load_state(tmp_path / "run" / "last.ckpt")["lookahead"]
-    kept = checkpoint.load_classifier(tmp_path / "run").network.state_dict()
-    assert all(torch.equal(value, slow[key]) for key, value in kept.items())
-    assert any(not torch.equal(value, kept[key]) for key, value in weights(tmp_path / "run").items())
 
 
 @pytest.mark.parametrize(

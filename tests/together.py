@@ -65,7 +65,7 @@ CONFIGS = {
     ),
     "adamw": replace(
         PLAIN,
-        optimizer=OptimizerConfig(name="adamw", lr=0.001, lookahead_steps=3),
+        optimizer=OptimizerConfig(name="adamw", lr=0.001),
         mix=MixConfig(name="cutmix", p=0.5),
         augment=AugmentConfig(policy="rand", crop_padding=2, crop_border="reflect"),
     ),

@@ -159,42 +159,6 @@ def ascended(network: nn.Module, rho: float) -> Iterator[None]:
                 tensor.copy_(value)
 
 
-class Lookahead:
-    """Slow weights, which move towards the trained ones every so many steps, and from which these then go on.
-
-    Norm statistics are taken over from the trained network when the slow weights move. What the optimizer remembers
-    (momentum) is left as it is. Zhang, Lucas, Hinton and Ba 2019, arXiv:1907.08610.
-
-    Args:
-        network: is trained; its weights are the first slow ones.
-        steps: of the optimizer between two moves, 1 or more.
-        alpha: share of the way that the slow weights move, in (0, 1].
-
-    Attributes:
-        network: a copy with the slow weights, in evaluation mode, without gradients.
-        updates: steps seen.
-    """
-
-    def __init__(self, network: nn.Module, steps: int, alpha: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.steps = steps
-        self.alpha = alpha
-        self.updates = 0
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Take note of a step that the optimizer of `network` has just made, and move if it is time."""
-        self.updates += 1
-        if self.updates % self.steps:
-            return
-        slow: list[Tensor] = list(self.network.parameters())
-        fast: list[Tensor] = list(network.parameters())
-        torch._foreach_lerp_(slow, fast, self.alpha)
-        torch._foreach_copy_(fast, slow)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group of `optimizer` the learning rate `lr` times its own factor."""
     for group in optimizer.param_groups:

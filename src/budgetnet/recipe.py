@@ -31,6 +31,9 @@ RUNS = Path("runs")
 BROUGHT = Path(__file__).parent / "recipes"
 """The recipes that are part of the package; in a checkout, a link to those at its top."""
 
+_TAKEN_OUT = {"optimizer.lookahead_steps": 0, "optimizer.lookahead_alpha": 0.5}
+"""Options that are no more, with the value that meant none of it, as older runs and model files hold it."""
+
 
 def find_recipe(recipe: Path) -> Path:
     """The file of a recipe: one of this name, or one that budgetnet brings, of which `quick` is name enough.
@@ -206,6 +209,10 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
             expected = f"options of its own, such as {section}.{fields(kind)[0].name}, or a file that holds them"
             raise ConfigError(f"{source}: {section} is {value!r}, expected {expected}")
     for name, value in _entries(content):
+        if name in _TAKEN_OUT:
+            if value != _TAKEN_OUT[name]:
+                raise ConfigError(f"{source}: {name} is {value!r}, but is no option any more: train without it")
+            continue
         if name not in options:
             raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
         if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
@@ -214,10 +221,11 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
 
 
 def _digits(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a recipe holds, whole numbers in digits."""
+    """What a recipe holds, whole numbers in digits, without what was taken out."""
     return {
         key: _digits(value, f"{prefix}{key}.") if isinstance(value, dict) else _in_digits(prefix + key, value)
         for key, value in content.items()
+        if prefix + key not in _TAKEN_OUT
     }
 
 

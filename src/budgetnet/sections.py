@@ -281,11 +281,6 @@ class OptimizerConfig:
     sam: float = 0.0
     """Distance (rho) up the gradient at which the gradient of the update is taken (sharpness-aware minimisation, Foret
     et al. 2021, arXiv:2010.01412), for about twice the time; 0 is none."""
-    lookahead_steps: int = 0
-    """Steps between moves of slow weights towards the weights, which go on from there (Zhang et al. 2019,
-    arXiv:1907.08610); 0 is none."""
-    lookahead_alpha: float = 0.5
-    """Share of the way that the slow weights move."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "a number above 0")
@@ -295,14 +290,6 @@ class OptimizerConfig:
         require(0 < self.bias_lr < math.inf, "optimizer.bias_lr", self.bias_lr, "a number above 0")
         require(0 < self.head_lr < math.inf, "optimizer.head_lr", self.head_lr, "a number above 0")
         require(0 <= self.sam < math.inf, "optimizer.sam", self.sam, "a distance, or 0 for none")
-        steps, alpha = self.lookahead_steps, self.lookahead_alpha
-        require(steps >= 0, "optimizer.lookahead_steps", steps, "a number of steps, or 0 for none")
-        require(0 < alpha <= 1, "optimizer.lookahead_alpha", alpha, "a share in (0, 1]")
-        if alpha != 0.5 and not steps:
-            raise ConfigError(
-                f"optimizer.lookahead_alpha is {alpha:g}, but optimizer.lookahead_steps is 0: give the steps, or leave "
-                "it out"
-            )
         if self.betas != (0.9, 0.999) and self.name not in ("adam", "adamw"):
             raise ConfigError(
                 f"optimizer.betas is given, but optimizer.name is {self.name}, which has momentum: leave it out"

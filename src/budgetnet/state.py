@@ -32,8 +32,6 @@ def state_of(training: Training) -> dict[str, Any]:
         state |= {"teachers": training.teachers.digests}
     if average := training.average:
         state |= {"average": average.network.state_dict(), "average_updates": average.updates}
-    if lookahead := training.lookahead:
-        state |= {"lookahead": lookahead.network.state_dict(), "lookahead_updates": lookahead.updates}
     return state
 
 
@@ -84,9 +82,8 @@ def _require_same(training: Training, state: Mapping[str, Any], path: Path) -> N
 
 def _restore(training: Training, state: Mapping[str, Any], path: Path) -> None:
     networks = {"network": training.network}
-    for name, slow in (("average", training.average), ("lookahead", training.lookahead)):
-        if slow:
-            networks[name], slow.updates = slow.network, state[f"{name}_updates"]
+    if average := training.average:
+        networks["average"], average.updates = average.network, state["average_updates"]
     for name, network in networks.items():
         checkpoint.load_strictly(network, state[name], str(path), "the run's network")
     training.optimizer.load_state_dict(state["optimizer"])

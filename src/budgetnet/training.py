@@ -75,7 +75,6 @@ class Training:
         start: what is known of the file that the weights started from; None where they were drawn.
         teachers: what is learnt from besides the labels; None without `distill`.
         average: of the weights, or None without `ema` and `swa`.
-        lookahead: slow weights, or None without them.
         optimizer: moves the weights, with its memory.
         plateau: the factor of the learning rate that follows validation.
         scaler: of the loss in fp16; else it does nothing.
@@ -128,19 +127,14 @@ class Training:
 
         averaged = bool(config.ema or config.swa)
         self.average = optim.WeightAverage(self.network, config.ema or None) if averaged else None
-        steps, alpha = config.optimizer.lookahead_steps, config.optimizer.lookahead_alpha
-        self.lookahead = optim.Lookahead(self.network, steps, alpha) if steps else None
         self.optimizer = optim.make_optimizer(self.network, config.optimizer)
         self.plateau = optim.Plateau(config.schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     @property
     def candidates(self) -> dict[str, nn.Module]:
-        """The networks that are validated, of which the best is kept, the first of equals: average (if any) and raw.
-
-        With lookahead, the raw weights are the slow ones.
-        """
-        raw = {"raw": self.lookahead.network if self.lookahead else self.network}
+        """The networks that are validated, of which the best is kept, the first of equals: average (if any) and raw."""
+        raw = {"raw": self.network}
         return {"average": self.average.network} | raw if self.average and self.average.updates else raw
 
     def loss(
@@ -248,8 +242,6 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.group.average_norms(self.network)
-        if self.lookahead:
-            self.lookahead.update(self.network)
         if self.average and self.config.ema:
             self.average.update(self.network)
 
