@@ -292,6 +292,18 @@ def test_a_mistake_is_one_line(tmp_path, capfd):
     assert "leave --vary and --grid out" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "ablations").glob("*.json")), ids=lambda path: path.stem)
+def test_a_study_on_record_can_be_repeated_unless_it_asked_about_what_was_taken_out(path, tmp_path):
+    found, path = json.loads(path.read_text()), path.with_suffix(".yaml")
+    study = ablate.read_study(path)
+    assert {row["variant"] for row in found["runs"]} == {*study.variants}
+    if "was taken out" in path.read_text():
+        with pytest.raises(ConfigError, match="is not an option"):
+            ablate._plan(study, tmp_path)
+    else:
+        assert len(ablate._plan(study, tmp_path)) >= len(found["runs"])
+
+
 def test_the_page_shows_the_records():
     page = records.ABLATIONS.read_text()
     assert records.with_ablations(page) == page, "run `make table`"
