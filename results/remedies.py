@@ -35,7 +35,7 @@ REMEDIES = {
     "mirror, norm statistics, temperature": "--tta flip --norm-statistics target --temperature fit",
 }
 SEVERITY = 3
-_SETS = {"clean": "clean", "mean_corruption": "corrupted"}
+_SETS = {"mean_corruption": "corrupted", "clean": "clean"}
 
 
 def measure(path: Path, models: Sequence[str], limit: int, data: Path | None) -> None:
@@ -85,20 +85,20 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The comparison as a table for a page."""
     first = record["rows"][0]
     models = len({row["model"] for row in record["rows"]})
-    heads = "".join(f" {title} | points | | ECE |" for title in _SETS.values())
+    heads = "".join(f" {title} | points | ECE |" for title in _SETS.values())
     lines = [
         f"`{first['network']}`, {first['parameters']:,} parameters, {models} seed{'s' if models > 1 else ''}, "
-        f"{first['images']:,} validation images, corrupted by severity {first['severity']}:",
+        f"{first['images']:,} validation images, corrupted by severity {first['severity']}; \\* is beyond noise:",
         "",
-        f"| remedy | options |{heads}",
-        f"|---|---|{'--:|--:|---|--:|' * len(_SETS)}",
+        f"| remedy |{heads}",
+        f"|---|{'--:|--:|--:|' * len(_SETS)}",
     ]
     for entries in zip(*(compare(record, kind) for kind in _SETS), strict=True):
-        cells = [entries[0]["remedy"], f"`{entries[0]['options']}`" if entries[0]["options"] else ""]
+        cells = [f"`{entries[0]['options']}`" if entries[0]["options"] else "none"]
         for entry in entries:
             points = "" if "verdict" not in entry else seeds.percent(entry["difference"], entry["interval"], sign=True)
-            accuracy = seeds.percent(entry["mean"], entry["std"])
-            cells += [f"{accuracy} %", points, entry.get("verdict", ""), f"{entry['ece']:.2%}"]
+            mark = "\\*" if entry.get("verdict") == "beyond noise" else ""
+            cells += [f"{seeds.percent(entry['mean'], entry['std'])} %", points + mark, f"{entry['ece']:.2%}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
