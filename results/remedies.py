@@ -85,7 +85,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The comparison as a table for a page."""
     first = record["rows"][0]
     models = len({row["model"] for row in record["rows"]})
-    heads = "".join(f" {title} | points | ECE |" for title in _SETS.values())
+    heads = "".join(f" {title}, % | points | ECE, % |" for title in _SETS.values())
     lines = [
         f"`{first['network']}`, {first['parameters']:,} parameters, {models} seed{'s' if models > 1 else ''}, "
         f"{first['images']:,} validation images, corrupted by severity {first['severity']}; \\* is beyond noise:",
@@ -98,7 +98,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         for entry in entries:
             points = "" if "verdict" not in entry else seeds.percent(entry["difference"], entry["interval"], sign=True)
             mark = "\\*" if entry.get("verdict") == "beyond noise" else ""
-            cells += [f"{seeds.percent(entry['mean'], entry['std'])} %", points + mark, f"{entry['ece']:.2%}"]
+            cells += [seeds.percent(entry["mean"], entry["std"]), points + mark, seeds.percent(entry["ece"], None)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
