@@ -108,14 +108,11 @@ def _submission(path: Path) -> str:
     if "predictions" in found or "scores" not in found:
         return ""
     low, high = found["scores"]["accuracy_interval"]
-    remedies = "".join(
-        f", {each['accuracy_before']:.2%} without {each['remedy']} of these images"
-        for each in found.get("remedies", [])
-    )
+    without = "".join(f", {each['accuracy_before']:.2%} without {each['remedy']}" for each in found.get("remedies", []))
     return (
         f"`{found['checkpoint']}` on `{Path(found['input']).name}`, views {found['tta']}: "
         f"{found['scores']['accuracy']:.2%} of {found['images']:,} right (95 % interval {low:.2%} to {high:.2%})"
-        f"{remedies}, [{path.name}](results/{path.name})"
+        f"{without}, [{path.name}](results/{path.name})"
     )
 
 

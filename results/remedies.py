@@ -23,17 +23,18 @@ from budgetnet import checkpoint, seeds
 from budgetnet.files import atomic_write
 
 HERE = Path(__file__).parent / "remedies"
-REMEDIES = {
-    "none": "",
-    "mirror": "--tta flip",
-    "mirror and shifts": "--tta flip-shift",
-    "the same, weights fitted": "--tta flip-shift --view-weights fit",
-    "crops": "--tta crops",
-    "norm statistics of the images": "--norm-statistics target",
-    "the same, training's as 16 images": "--norm-statistics target --norm-prior 16",
-    "temperature": "--temperature fit",
-    "mirror, norm statistics, temperature": "--tta flip --norm-statistics target --temperature fit",
-}
+REMEDIES = (
+    "",
+    "--tta flip",
+    "--tta flip-shift",
+    "--tta flip-shift --view-weights fit",
+    "--tta crops",
+    "--norm-statistics target",
+    "--norm-statistics target --norm-prior 16",
+    "--temperature fit",
+    "--tta flip --norm-statistics target --temperature fit",
+)
+"""Options of `evaluate`; the others are compared with the first, which is none."""
 SEVERITY = 3
 _SETS = {"mean_corruption": "corrupted", "clean": "clean"}
 
@@ -46,13 +47,16 @@ def measure(path: Path, models: Sequence[str], limit: int, data: Path | None) ->
         loaded = budgetnet.load(model)
         common = {"model": Path(model).name, "weights": checkpoint.digest({}, loaded.network.state_dict())}
         common |= {"network": loaded.model.name, "parameters": loaded.parameters}
-        for remedy, options in REMEDIES.items():
-            row = common | {"remedy": remedy, "options": options, "images": limit, "severity": SEVERITY}
+        for options in REMEDIES:
+            row = common | {"options": options, "images": limit, "severity": SEVERITY}
             kept = next((old for old in before if row.items() <= old.items()), None)
             rows.append(kept or row | _evaluate(model, options, limit, data))
             atomic_write(path, (json.dumps({"rows": rows}, indent=1) + "\n").encode())
-            corrupted = rows[-1]["mean_corruption"]["accuracy"]
-            print(f"{model}, {remedy}: {rows[-1]['clean']['accuracy']:.2%}, corrupted {corrupted:.2%}", flush=True)
+            clean, corrupted = (rows[-1][kind]["accuracy"] for kind in ("clean", "mean_corruption"))
+            print(
+                f"{model}, {options or 'none'}: {clean:.2%}, corrupted {corrupted:.2%}",
+                flush=True,
+            )
 
 
 def _evaluate(model: str, options: str, limit: int, data: Path | None) -> dict[str, Any]:
@@ -67,14 +71,16 @@ def _evaluate(model: str, options: str, limit: int, data: Path | None) -> dict[s
 def compare(record: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
     """Each remedy on one kind of images (clean, mean_corruption): mean accuracy and calibration error over the models,
     and the difference to none, as `seeds.difference` has it."""
-    by_remedy = {name: [row for row in record["rows"] if row["remedy"] == name] for name in REMEDIES}
-    base = {row["model"]: row[kind]["accuracy"] for row in by_remedy["none"]}
+    measured = {options: [row for row in record["rows"] if row["options"] == options] for options in REMEDIES}
+    base = {row["model"]: row[kind]["accuracy"] for row in measured[""]}
     found = []
-    for name, rows in by_remedy.items():
+    for options, rows in measured.items():
+        if not rows:  # of a record that is not complete yet
+            continue
         accuracies = {row["model"]: row[kind]["accuracy"] for row in rows}
-        entry = {"remedy": name, "options": rows[0]["options"], **seeds.spread(list(accuracies.values()))}
+        entry = {"options": options, **seeds.spread(list(accuracies.values()))}
         entry["ece"] = sum(row[kind]["ece"] for row in rows) / len(rows)
-        if name != "none":
+        if options:
             differences = [accuracy - base[model] for model, accuracy in accuracies.items()]
             entry |= seeds.difference(differences, entry["mean"], rows[0]["images"])
         found.append(entry)
