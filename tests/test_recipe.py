@@ -354,6 +354,8 @@ def test_a_section_may_be_a_file_on_the_command_line(form, tmp_path, monkeypatch
     Path("sgd.yaml").write_text("lr: 0.7")
     assert load_recipe(path, [*form, "--optimizer.momentum", "0.6"]).optimizer == OptimizerConfig(lr=0.7, momentum=0.6)
     assert load_recipe(path, ["--experiment", "sgd.yaml"]).experiment == "sgd.yaml"
+    Path("plateau.yaml").write_text("name: plateau\npatience: 2e1\n")  # as in a recipe
+    assert load_recipe(path, [*form, "--schedule", "plateau.yaml", "--epochs", "4"]).schedule.patience == 20
     assert load_recipe(path, [*form, "--epochs", "4"]).epochs == 4
     Path("sgd.yaml").write_text("[&a [1], *a]")
     with pytest.raises(ConfigError, match=r"sgd\.yaml cannot be read as YAML: it has an alias"):

@@ -242,15 +242,17 @@ def _in_digits(option: str, value: Any) -> Any:
 
 
 def _for_parser(arguments: Sequence[str]) -> list[str]:
-    """Arguments as the parser needs them: absolute paths of files that sections are in, and whole numbers in digits."""
+    """Arguments as the parser needs them: files of sections as recipes of these alone, and whole numbers in digits."""
     found: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         option = (name or (found[-1] if found else "")).removeprefix("--")
         if option in _sections() and os.path.isfile(value):
-            read_yaml(Path(value))  # for what it refuses
-            value = os.path.abspath(value)
-        found.append(name + equals + str(_in_digits(option, value)))
+            if not name:
+                found.pop()  # the option, whose value this is
+            found += _content_arguments({option: value}, value, Path())
+        else:
+            found.append(name + equals + str(_in_digits(option, value)))
     return found
 
 
