@@ -296,6 +296,23 @@ def test_a_recipe_is_a_file_or_one_that_budgetnet_brings(tmp_path, monkeypatch):
     assert load_recipe(Path("quick.yaml")).epochs == 3
 
 
+def test_a_folder_is_no_recipe_and_the_folder_of_a_run_says_where_its_recipe_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "runs/first", "quick", "quick.yaml"):
+        Path(folder).mkdir(parents=True)
+    Path("runs/first/config.yaml").write_text("epochs: 3")
+    with pytest.raises(ConfigError, match=r"^mine is a folder, expected a recipe: a YAML file, or a name, such"):
+        find_recipe(Path("mine"))
+    with pytest.raises(
+        ConfigError,
+        match=r"^runs/first is the folder of a run: `budgetnet train --resume --output runs/first` continues it, and "
+        r"its recipe is runs/first/config\.yaml$",
+    ):
+        find_recipe(Path("runs/first"))
+    for name in ("quick", "quick.yaml"):
+        assert find_recipe(Path(name)) == BROUGHT / "quick.yaml", "a folder that bears its name does not hide a recipe"
+
+
 def test_a_run_is_called_by_its_recipe_and_when_it_began(monkeypatch):
     strftime, moment = time.strftime, (2026, 11, 29, 21, 5, 9, 6, 333, 0)
     monkeypatch.setattr(time, "strftime", lambda form: strftime(form, moment))

@@ -39,16 +39,24 @@ def find_recipe(recipe: Path) -> Path:
     """The file of a recipe: one of this name, or one that budgetnet brings, of which `quick` is name enough.
 
     Raises:
-        ConfigError: it lies elsewhere, and budgetnet brings one of its name, or of nearly its name alone.
+        ConfigError: it lies elsewhere, and budgetnet brings one of its name, or of nearly its name alone; or it is a
+            folder.
     """
     name = recipe.stem
     brought = BROUGHT / f"{name}.yaml"
-    if recipe.exists():
-        return recipe
     alone = recipe in (Path(name), Path(brought.name))
+    if recipe.exists() and not recipe.is_dir():
+        return recipe
+    if brought.is_file() and alone:
+        return brought
+    if (recipe / "config.yaml").is_file():
+        raise ConfigError(
+            f"{recipe} is the folder of a run: `budgetnet train --resume --output {recipe}` continues it, and its "
+            f"recipe is {recipe / 'config.yaml'}"
+        )
+    if recipe.is_dir():
+        raise ConfigError(f"{recipe} is a folder, expected a recipe: a YAML file, or a name, such as quick")
     if brought.is_file():
-        if alone:
-            return brought
         raise ConfigError(f"{recipe} is not there; `{name}` alone is the recipe of that name that budgetnet brings")
     if alone and (hint := nearest(name, [path.stem for path in BROUGHT.glob("*.yaml")])):
         raise ConfigError(f"{recipe} is not there, nor a recipe that budgetnet brings{hint}")

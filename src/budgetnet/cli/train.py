@@ -114,7 +114,7 @@ def _help() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog="budgetnet train",
-        usage="budgetnet train RECIPE [options]",
+        usage="budgetnet train [RECIPE] [options]",
         description="Train a network by a recipe; any key of it is an option too (label_smoothing: --label-smoothing).",
         epilog=f"example: {EXAMPLES['train']}",
     )
@@ -141,7 +141,7 @@ def _add_own_options(parser: ArgumentParser, between: str) -> None:
     add("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
     add("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache folder)")
     add("--output", metavar="RUN", help="the run's folder (default: runs/RECIPE-TIME)")
-    add("--resume", action="store_true", help="continue RUN where it stopped, exactly")
+    add("--resume", action="store_true", help="continue the run in RUN where it stopped, exactly; it has its recipe")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
     devices = "processes that share each batch, on a GPU of this machine each, or its CPU (default 1)"
     add("--devices", type=int, default=1, help=devices)
