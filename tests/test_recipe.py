@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from budgetnet.config import AugmentConfig, Config, ModelConfig, OptimizerConfig, StageConfig, to_yaml
+from budgetnet.config import AugmentConfig, Config, DistillConfig, ModelConfig, OptimizerConfig, StageConfig, to_yaml
 from budgetnet.errors import ConfigError
 from budgetnet.recipe import (
     BROUGHT,
@@ -124,6 +124,18 @@ def test_a_section_may_be_a_file_beside_the_recipe(tmp_path):
 
 def test_an_empty_recipe_is_the_defaults(tmp_path):
     assert load_recipe(recipe(tmp_path, "# nothing yet\n")) == Config()
+
+
+@pytest.mark.parametrize("text", ["1e3", "1.5e+3", "0x10", "on", ".inf", "2026-11-30", "[1e3]", "a: b", "\x7f"])
+def test_a_text_that_could_be_something_else_is_read_back_as_it_was(text, tmp_path):
+    """Else a run by `--experiment 1e3` could be trained, and neither resumed nor evaluated."""
+    config = Config(experiment=text, start=text, distill=DistillConfig(teachers=[text]))
+    assert load_recipe(recipe(tmp_path, to_yaml(config))) == config
+
+
+def test_what_no_recipe_may_hold_is_not_written_either():
+    with pytest.raises(ConfigError, match=r"^the options: '010' cannot be a value: 010 means 8 in YAML"):
+        to_yaml(Config(experiment="010"))
 
 
 def test_stages_of_a_residual_network_are_read_from_yaml(tmp_path):

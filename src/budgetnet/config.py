@@ -15,6 +15,7 @@ import yaml
 
 from budgetnet.errors import ConfigError
 from budgetnet.masking import masked
+from budgetnet.plainyaml import require_plain
 from budgetnet.sections import (
     AugmentConfig,
     DistillConfig,
@@ -204,7 +205,12 @@ class Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked."""
+    """The complete configuration as YAML, which is itself a valid recipe; secrets in it are masked.
+
+    Raises:
+        ConfigError: a text in it is one that no recipe may hold.
+    """
+    require_plain(asdict(config), "the options")
     return yaml.safe_dump(masked(asdict(config)), sort_keys=False, width=110)
 
 

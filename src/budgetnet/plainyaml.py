@@ -119,7 +119,7 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
 def _require_decimal(text: str, value: float) -> None:
     """Refuse what YAML 1.1 reads to base 60 or 8: 1:30 and 010."""
     if re.fullmatch("[-+]?(.*:.*|0[0-7_]+)", text):
-        raise _ExcessError(f"{text[:40]} means {value} in YAML: write that, or a text in quotes")
+        raise _ExcessError(f"{text[:40]} means {value} in YAML: write that, or another text")
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _int)

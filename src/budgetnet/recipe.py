@@ -225,7 +225,14 @@ def _content_arguments(content: dict[str, Any], source: str, folder: Path) -> li
             raise ConfigError(f"{source}: {name} is not an option{nearest(name, options)}")
         if value is None and type(None) not in get_args(options[name]):  # which the parser lets pass
             raise ConfigError(f"{source}: {name} is null, expected a value, or no such line")
-    return ["--recipe", yaml.safe_dump(_digits(content))]
+    return ["--recipe", yaml.dump(_digits(content), Dumper=_Quoting)]
+
+
+class _Quoting(yaml.SafeDumper):
+    """Texts in quotes: the parser reads a newer YAML, in which 1e3 is a number."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 def _digits(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
