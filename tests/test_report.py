@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from budgetnet import checkpoint, data, evaluate, gallery, report, runs
+from budgetnet import checkpoint, data, evaluate, gallery, report, runfiles, runs
 from budgetnet.cli import main
 from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evidence import Evidence
@@ -118,7 +118,7 @@ def test_the_logits_that_training_kept_are_used_and_are_those_of_the_record(made
 def test_logits_of_other_weights_are_not_believed_and_computed_again(run):
     from safetensors.torch import load_file
 
-    before = load_file(run / runs.PREDICTIONS)
+    before = load_file(run / runfiles.PREDICTIONS)
     runs.keep_predictions(run, before["logits"] + torch.eye(10)[0], before["labels"])
     assert runs.read(run).predictions() is None
     logits, labels = Evidence(runs.read(run), None, None, CPU).logits
@@ -127,7 +127,7 @@ def test_logits_of_other_weights_are_not_believed_and_computed_again(run):
 
 
 def test_a_damaged_file_of_logits_is_one_clear_error(run, capsys):
-    (run / runs.PREDICTIONS).write_bytes(b"not at all")
+    (run / runfiles.PREDICTIONS).write_bytes(b"not at all")
     assert main(["report", str(run)]) == 1
     shown_ = capsys.readouterr().err
     assert shown_.count("\n") == 1
@@ -183,7 +183,7 @@ def test_data_that_are_not_the_runs_are_not_shown_as_if_they_were(run, parsed):
 
 
 def test_a_run_without_weights_or_predictions_still_has_its_record(run, parsed):
-    for name in ("best.safetensors", runs.PREDICTIONS, "last.ckpt"):
+    for name in ("best.safetensors", runfiles.PREDICTIONS, "last.ckpt"):
         (run / name).unlink()
     page = reported(run, parsed)
     assert "Left out: no weights were chosen yet" in page.text
@@ -206,7 +206,7 @@ def test_a_run_that_was_not_tested_is_shown_by_its_validation_images(tmp_path, p
 def test_a_run_trained_on_the_test_images_has_no_score_and_says_so(tmp_path, parsed):
     config = load_recipe(SMOKE, ["--epochs", "1", "--train_on_test", "true", "--val_size", "0"])
     train(config, tmp_path / "run", track=False)
-    assert not (tmp_path / "run" / runs.PREDICTIONS).exists()
+    assert not (tmp_path / "run" / runfiles.PREDICTIONS).exists()
     page = reported(tmp_path / "run", parsed)
     assert "The test images were trained on too, so this run has no test score." in page.text
     assert "no validation images were held out: all images were trained on" in page.text
@@ -282,7 +282,7 @@ def test_a_run_of_an_older_version_lacks_what_it_did_not_write(run, parsed):
     lines = (run / "config.yaml").read_text().splitlines()
     kept = [line for line in lines if not line.startswith(("train_on_test", "swa", "channels_last", "clip_norm"))]
     (run / "config.yaml").write_text("\n".join(kept) + "\n")
-    (run / runs.PREDICTIONS).unlink()
+    (run / runfiles.PREDICTIONS).unlink()
     page = reported(run, parsed)
     assert shown(summary["test"]["none"]["accuracy"]) in page.text
     assert page.all("img", loading="lazy")

@@ -42,10 +42,10 @@ GROUPS = (
     Group(
         "Ground",
         "what knows of no image and no network",
-        ("errors", "masking", "terminal", "markup", "devices", "memory", "usage", "files"),
+        ("errors", "masking", "terminal", "markup", "devices", "memory", "usage", "files", "runfiles"),
         row=0,
     ),
-    Group("Configuration", "what a recipe may say", ("sections", "config", "options", "plainyaml", "recipe"), row=1),
+    Group("Configuration", "what a recipe may say", ("plainyaml", "sections", "config", "options", "recipe"), row=1),
     Group(
         "Data",
         "files as images and labels",

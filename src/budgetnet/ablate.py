@@ -26,6 +26,7 @@ from budgetnet.files import atomic_write
 from budgetnet.plainyaml import read_yaml
 from budgetnet.progress import duration
 from budgetnet.recipe import find_recipe, load_recipe
+from budgetnet.runfiles import CONFIG, CORRUPTION, METRICS
 from budgetnet.terminal import fitted, wrapped
 
 _COLUMNS = 80
@@ -264,10 +265,10 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
         folder=folder,
         device=devices.find(device),
         track=False,
-        resume=(job.run / "config.yaml").is_file(),
+        resume=(job.run / CONFIG).is_file(),
         test=False,
     )
-    last = read_metrics(job.run / "metrics.csv")[-1]
+    last = read_metrics(job.run / METRICS)[-1]
     row = {
         "variant": job.variant,
         "options": shlex.join(job.options),
@@ -295,7 +296,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
 
     config, classifier = job.config, checkpoint.load_classifier(job.run)
     of = {"images": job.shift, "weights": checkpoint.digest({}, classifier.network.state_dict())}
-    kept = job.run / "corruption.json"
+    kept = job.run / CORRUPTION
     before = read_mapping(kept, json.loads) if kept.is_file() else {}
     if of.items() <= before.items() and isinstance(before.get("accuracy"), float):
         return float(before["accuracy"])

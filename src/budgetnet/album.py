@@ -17,9 +17,8 @@ from budgetnet.evidence import Evidence
 from budgetnet.files import remove
 from budgetnet.gallery import Judged
 from budgetnet.markup import percent, visible
+from budgetnet.runfiles import PICTURES
 from budgetnet.runs import read
-
-FOLDER = "pictures"
 
 
 def write(
@@ -42,7 +41,7 @@ def write(
     """
     run = read(folder)
     evidence = Evidence(run, data, dataset, device or torch.device("cpu"))
-    (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / PICTURES).mkdir(exist_ok=True)
     drawn: dict[str, Callable[[Path], None]] = {}
     scores, judged, classifier = evidence.scores, evidence.judged, evidence.classifier
     if isinstance(scores, Scores):
@@ -59,12 +58,12 @@ def write(
         side, name = classifier.image_size, f"{run.name}: {classifier.model.name}"
         drawn["network"] = lambda path: pictures.draw_network(classifier.network, path, visible(name), side)
     for name in ("confusion", "mistakes", "network"):
-        path = folder / FOLDER / f"{name}.png"
+        path = folder / PICTURES / f"{name}.png"
         if name in drawn:
             drawn[name](path)
         else:
             remove(path)  # of the weights before
-    return [folder / FOLDER / f"{name}.png" for name in drawn]
+    return [folder / PICTURES / f"{name}.png" for name in drawn]
 
 
 def for_tracking(
@@ -76,7 +75,7 @@ def for_tracking(
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of classes in other scripts
             write(folder, dataset=dataset, device=device)
     except Exception as error:  # no picture is worth a training
-        warn(f"no {FOLDER} ({one_line(error)}): the run is complete without them")
+        warn(f"no {PICTURES} ({one_line(error)}): the run is complete without them")
 
 
 def _caption(judged: Judged, i: int) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from budgetnet.errors import CheckpointError, ConfigError, DamagedError, DataErr
 from budgetnet.files import atomic_write
 from budgetnet.pickles import rehearse
 from budgetnet.recipe import RUNS
+from budgetnet.runfiles import NEEDED, WEIGHTS
 
 STATE_FORMAT = 1
 MODEL_FORMAT = "budgetnet 2"  # 1 had no checksum over the metadata
@@ -38,8 +39,7 @@ _LEGACY_PICKLES = 5  # of a checkpoint that is no archive: magic, version, machi
 CHANNELS = 3
 IMAGE_SIZES = range(8, 10_001)  # what a recipe allows, up to what a hostile file shall not exceed
 
-WEIGHTS, HUB_WEIGHTS = "best.safetensors", "model.safetensors"  # of a run's folder, and of one in Hugging Face's layout
-_RECORD = ("config.yaml", "metrics.csv", "system.csv", "summary.json", "mlflow.json", "last.ckpt", "previous.ckpt")
+HUB_WEIGHTS = "model.safetensors"  # of a folder in Hugging Face's layout
 _CHECKPOINTS = (".ckpt", ".pth", ".pt")  # suffixes of what torch.save writes
 
 BOX = "box"
@@ -196,7 +196,7 @@ def files_of(path_or_name: str | Path) -> list[Path]:
         CheckpointError: as `found` does.
     """
     place = found(path_or_name)
-    return [] if place is None else [place, *(place / name for name in (WEIGHTS, HUB_WEIGHTS, *_RECORD))]
+    return [] if place is None else [place, *(place / name for name in (*NEEDED, HUB_WEIGHTS))]
 
 
 def is_model(path_or_name: str | Path) -> bool:
@@ -253,7 +253,7 @@ def load_classifier(path: Path, model: str | None = None) -> Classifier:
         return _load_model_file(path, content)
     if hashlib.sha256(content[:-32]).digest() == content[-32:]:
         raise CheckpointError(
-            f"{path} is the state of a training, not a model: use best.safetensors beside it, or resume the run"
+            f"{path} is the state of a training, not a model: use {WEIGHTS} beside it, or resume the run"
         )
     # An archive, or a pickle as torch.save wrote it before version 1.6.
     if path.suffix not in _CHECKPOINTS and not content.startswith((b"PK", b"\x80")):

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet import api, checkpoint, data, devices, evaluate, models, origin, runs, splits, start
-from budgetnet.checkpoint import WEIGHTS
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config, DistillConfig, ModelConfig
 from budgetnet.errors import ConfigError
@@ -27,6 +26,7 @@ from budgetnet.logits import predict_logits
 from budgetnet.models import shrink
 from budgetnet.progress import Progress
 from budgetnet.recipe import config_from_record, load_recipe
+from budgetnet.runfiles import CONFIG, SUMMARY, WEIGHTS
 
 RECORD = "compressed.json"
 BATCHES = {1: 100, 64: 15}
@@ -194,7 +194,7 @@ def compress(
         device=device,
         progress=progress,
         track=track,
-        resume=(run / "config.yaml").is_file(),
+        resume=(run / CONFIG).is_file(),
         report_wanted=report,
         stop=stop,
     )
@@ -233,7 +233,7 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
 def _described(path: Path, classifier: Classifier) -> dict[str, Any]:
     """What a network costs, and what its training said of its scores: no test image is looked at for it."""
     test = None
-    if path.is_dir() and (path / "summary.json").is_file():
+    if path.is_dir() and (path / SUMMARY).is_file():
         test = runs.read(path).find("final.test_accuracy", float)
     accuracy = classifier.provenance.get("val_accuracy")
     return {

@@ -19,6 +19,7 @@ from budgetnet.errors import BudgetnetError, DataError
 from budgetnet.evaluate import Scores
 from budgetnet.gallery import Judged
 from budgetnet.logits import predict_logits
+from budgetnet.runfiles import WEIGHTS
 from budgetnet.runs import Run
 from budgetnet.training import PRECISIONS
 from budgetnet.words import VIEWS
@@ -39,10 +40,10 @@ class Evidence:
     @cached_property
     def classifier(self) -> Classifier | str:
         """The chosen network, or why there is none."""
-        if not (self.run.folder / "best.safetensors").is_file():
-            return "no weights were chosen yet (there is no best.safetensors)"
+        if not (self.run.folder / WEIGHTS).is_file():
+            return f"no weights were chosen yet (there is no {WEIGHTS})"
         try:
-            return checkpoint.load_classifier(self.run.folder / "best.safetensors")
+            return checkpoint.load_classifier(self.run.folder / WEIGHTS)
         except BudgetnetError as error:
             return str(error)
 

@@ -23,6 +23,7 @@ from budgetnet.config import model_from_dict, to_yaml
 from budgetnet.errors import ConfigError, FolderError, TrainingError
 from budgetnet.files import atomic_write, replacing
 from budgetnet.progress import Progress, duration
+from budgetnet.runfiles import CONFIG
 from budgetnet.train import train
 
 T = TypeVar("T")
@@ -215,7 +216,7 @@ def _compete(
             request.recipe, model=candidate.model, budget=request.budget, epochs=epochs, patience=None, tta="none"
         )
         run = output / "runs" / f"{candidate.name.replace(' ', '_')}-{epochs}"
-        resume, began = (run / "config.yaml").is_file(), time.monotonic()
+        resume, began = (run / CONFIG).is_file(), time.monotonic()
         try:
             summary = train(config, run, folder=folder, device=device, track=False, resume=resume, test=False)
         except FolderError:

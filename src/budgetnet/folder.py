@@ -17,8 +17,8 @@ from typing import Any
 from budgetnet import checkpoint
 from budgetnet.errors import DamagedError, FolderError
 from budgetnet.files import clear_parts, flush, is_part, make_folder
+from budgetnet.runfiles import DAMAGED, LAST, PREVIOUS
 
-LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 _LOCK = ".lock"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from budgetnet import __version__, checkpoint, runs
+from budgetnet import __version__, checkpoint, runfiles, runs
 from budgetnet.checkpoint import HUB_WEIGHTS
 from budgetnet.classifier import Classifier
 from budgetnet.files import atomic_write
@@ -52,7 +52,7 @@ def write(folder: Path, classifier: Classifier, source: Path, *, narrow: bool = 
     Raises:
         BudgetnetError: a file cannot be written, or the run folder is damaged.
     """
-    run = runs.read(source) if (source / "config.yaml").is_file() else None
+    run = runs.read(source) if (source / runfiles.CONFIG).is_file() else None
     name = run.name if run else source.stem
     accuracy = classifier.provenance.get("val_accuracy")
     measured = figures(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from budgetnet.errors import DataError, TrainingError
 from budgetnet.files import append, atomic_write, remove
+from budgetnet.runfiles import METRICS, SYSTEM
 
-METRICS, SYSTEM = "metrics.csv", "system.csv"
 """What a run's folder says of each epoch: what was learnt, and what it took of the machine (`usage`)."""
 
 

@@ -22,6 +22,7 @@ import yaml
 from budgetnet.config import Config, StageConfig, nearest
 from budgetnet.errors import ConfigError
 from budgetnet.plainyaml import read_yaml, require_plain
+from budgetnet.runfiles import CONFIG
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -49,10 +50,10 @@ def find_recipe(recipe: Path) -> Path:
         return recipe
     if brought.is_file() and alone:
         return brought
-    if (recipe / "config.yaml").is_file():
+    if (recipe / CONFIG).is_file():
         raise ConfigError(
             f"{recipe} is the folder of a run: `budgetnet train --resume --output {recipe}` continues it, and its "
-            f"recipe is {recipe / 'config.yaml'}"
+            f"recipe is {recipe / CONFIG}"
         )
     if recipe.is_dir():
         raise ConfigError(f"{recipe} is a folder, expected a recipe: a YAML file, or a name, such as quick")

@@ -24,9 +24,10 @@ from budgetnet.errors import Interrupted
 from budgetnet.files import atomic_write, remove
 from budgetnet.folder import RunFolder
 from budgetnet.masking import masked
-from budgetnet.metrics import METRICS, SYSTEM, Metrics, of_system
+from budgetnet.metrics import Metrics, of_system
+from budgetnet.runfiles import CONFIG, COPIED, METRICS, SUMMARY, SYSTEM, WEIGHTS
 from budgetnet.state import state_of
-from budgetnet.tracking import RECORD, Tracker
+from budgetnet.tracking import Tracker
 from budgetnet.training import Training
 from budgetnet.usage import Usage
 
@@ -50,8 +51,8 @@ class Recorder:
         """Write the configuration, and drop what comes after the epoch that the training goes on from."""
         if self._place:
             run, config = self._place.path, self._training.config
-            remove(run / "summary.json")  # of fewer epochs than are asked for now
-            atomic_write(run / "config.yaml", to_yaml(config).encode())
+            remove(run / SUMMARY)  # of fewer epochs than are asked for now
+            atomic_write(run / CONFIG, to_yaml(config).encode())
             for file in (self._metrics, self._system):
                 file.truncate(self._training.at.epoch)
 
@@ -80,7 +81,7 @@ class Recorder:
         if training.teachers:
             provenance["teachers"] = training.teachers.digests
         checkpoint.save_classifier(
-            self._place.path / "best.safetensors",
+            self._place.path / WEIGHTS,
             Classifier(
                 network=network,
                 model=config.model,
@@ -106,7 +107,7 @@ class Recorder:
         """Write summary.json: from here on, the run is finished."""
         if self._place:
             self._place.require_still_there()
-            atomic_write(self._place.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+            atomic_write(self._place.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
     def fail(self, error: BaseException) -> None:
         """Say of the copy how the run ended."""
@@ -116,7 +117,7 @@ class Recorder:
 
 def send_results(tracker: Tracker, run: Path, summary: Mapping[str, Any]) -> None:
     """Give a finished run's files and model to MLflow."""
-    files = [run / name for name in RECORD if (run / name).exists()]
+    files = [run / name for name in COPIED if (run / name).exists()]
     tracker.finish("FINISHED", files, checkpoint.load_classifier(run), summary["final"])
 
 

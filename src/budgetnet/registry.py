@@ -16,9 +16,9 @@ from typing import Any
 
 from budgetnet import runs, store
 from budgetnet.errors import BudgetnetError, CheckpointError, ConfigError
+from budgetnet.runfiles import MLFLOW, WEIGHTS
 from budgetnet.store import Record
 
-_FILE = "best.safetensors"
 _DIGEST_TAG = "budgetnet.sha256"
 _NAME = r"[^/:@'\"\s][^/:@'\"]*"
 
@@ -45,7 +45,7 @@ def register(run: Path, name: str, alias: str | None = None) -> dict[str, Any]:
     if alias is not None and (not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"v\d+|latest", alias, re.IGNORECASE)):
         raise ConfigError(f"alias is {alias!r}, expected letters, digits, - and _, and neither latest nor v1, v2, ...")
     found = runs.read(run)
-    if not found.finished or not (run / _FILE).is_file():
+    if not found.finished or not (run / WEIGHTS).is_file():
         raise BudgetnetError(f"{run} has not finished: go on by `budgetnet train --resume --output {run}`")
     record = Record.load(run)
     if record is None or record.run_id is None or not record.sent:
@@ -58,15 +58,15 @@ def register(run: Path, name: str, alias: str | None = None) -> dict[str, Any]:
     tags = {key: str(value) for key, value in said.items() if value is not None}
     for key in ("dataset", "data_checksum", "git_commit"):
         tags[key] = found.find(f"tags.{key}", str) or "unknown"
-    tags[_DIGEST_TAG] = _digest(run / _FILE)
+    tags[_DIGEST_TAG] = _digest(run / WEIGHTS)
     run_id = record.run_id
 
     def work(client: Any, shown: str) -> dict[str, Any]:
         held = {artifact.path for artifact in client.list_artifacts(run_id)}
         outputs = client.get_run(run_id).outputs
         models = [output.model_id for output in outputs.model_outputs] if outputs else []
-        if _FILE not in held or not models:
-            raise BudgetnetError(f"{shown} has lost files of {run}: remove {run / 'mlflow.json'} and track it anew")
+        if WEIGHTS not in held or not models:
+            raise BudgetnetError(f"{shown} has lost files of {run}: remove {run / MLFLOW} and track it anew")
         _make(client, name)
         there = [
             version
@@ -115,7 +115,7 @@ def fetched(what: Path | str) -> Iterator[Path]:
             expected = version.tags.get(_DIGEST_TAG)
             if not expected or not version.run_id:
                 raise CheckpointError(f"{what} is version {version.version}, which `budgetnet register` did not make")
-            return Path(client.download_artifacts(version.run_id, _FILE, folder)), expected
+            return Path(client.download_artifacts(version.run_id, WEIGHTS, folder)), expected
 
         path, expected = store.ask(work)
         if _digest(path) != expected:

@@ -17,11 +17,10 @@ from budgetnet.evaluate import Scores
 from budgetnet.evidence import Evidence
 from budgetnet.markup import Html, brief_percent, join, percent, shortened, tag
 from budgetnet.progress import duration
+from budgetnet.runfiles import REPORT, SHIFT
 from budgetnet.runs import Run
 from budgetnet.words import VIEWS, chosen, same_machine, untested, validation, where
 
-NAME = "report.html"
-SHIFT = "shift.json"
 _COLOURS = {"stem": 7, "block": 0, "shortcut": 4, "head": 2}
 _CLASSES = 20  # that are drawn; of more, those with the lowest share
 
@@ -59,8 +58,8 @@ def write(
         _origin(run, data),
     )
     sections = [section for section in made if section is not None]
-    page.write(folder / NAME, page.document(f"{run.name}: report", _verdict(evidence), sections))
-    return folder / NAME
+    page.write(folder / REPORT, page.document(f"{run.name}: report", _verdict(evidence), sections))
+    return folder / REPORT
 
 
 def after_training(folder: Path, dataset: Dataset, device: torch.device, warn: Callable[[str], None]) -> None:
@@ -69,7 +68,7 @@ def after_training(folder: Path, dataset: Dataset, device: torch.device, warn: C
         write(folder, dataset=dataset, device=device)
     except Exception as error:  # no picture is worth a training
         again = shlex.join(["budgetnet", "report", str(folder)])
-        warn(f"no {NAME} ({one_line(error)}): the run is complete without it, and `{again}` makes it")
+        warn(f"no {REPORT} ({one_line(error)}): the run is complete without it, and `{again}` makes it")
 
 
 def _verdict(evidence: Evidence) -> Html:

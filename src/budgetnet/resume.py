@@ -17,6 +17,7 @@ from budgetnet.masking import masked
 from budgetnet.progress import Progress
 from budgetnet.recipe import load_recipe
 from budgetnet.recorder import send_results
+from budgetnet.runfiles import CONFIG, SUMMARY
 from budgetnet.tracking import Tracker, is_unsent
 
 
@@ -37,9 +38,9 @@ def require_resumable(config: Config, run: Path) -> None:
         CheckpointError: there is no run.
         ConfigError: an option other than `epochs` differs.
     """
-    if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run} holds no config.yaml: there is nothing to resume; leave out --resume to begin")
-    before = replace(load_recipe(run / "config.yaml"), epochs=config.epochs)
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(f"{run} holds no {CONFIG}: there is nothing to resume; leave out --resume to begin")
+    before = replace(load_recipe(run / CONFIG), epochs=config.epochs)
     for key, old, new in _differences(_plain(before), _plain(config)):
         raise ConfigError(f"{key} is {new!r}, but the run in {run} has {old!r}: a resumed run keeps its options")
 
@@ -49,7 +50,7 @@ def finished(config: Config, run: Path, test: bool) -> dict[str, Any] | None:
 
     One that is damaged is as good as none: it is made again from what it sums up.
     """
-    if not (run / "summary.json").is_file() or load_recipe(run / "config.yaml").epochs != config.epochs:
+    if not (run / SUMMARY).is_file() or load_recipe(run / CONFIG).epochs != config.epochs:
         return None
     with contextlib.suppress(DataError, KeyError):
         summary = runs.read_summary(run)

@@ -21,10 +21,10 @@ from budgetnet.files import atomic_write
 from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
 from budgetnet.plainyaml import parse_yaml
+from budgetnet.runfiles import CONFIG, METRICS, PREDICTIONS, SUMMARY
 
 T = TypeVar("T")
 
-PREDICTIONS = "predictions.safetensors"
 _MOST_NUMBERS = 2**22  # of logits that are kept: 16 MB, 40,000 images of a hundred classes
 
 
@@ -46,7 +46,7 @@ class Run:
         Raises:
             DataError: it is of another kind.
         """
-        return _find(self.summary, path, kind, self.folder / "summary.json")
+        return _find(self.summary, path, kind, self.folder / SUMMARY)
 
     def option(self, path: str, kind: type[T]) -> T | None:
         """An option of the recipe, such as `optimizer.lr`, or None where the recipe does not know it, or has null.
@@ -54,7 +54,7 @@ class Run:
         Raises:
             DataError: it is of another kind.
         """
-        return _find(self.config, path, kind, self.folder / "config.yaml")
+        return _find(self.config, path, kind, self.folder / CONFIG)
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Run:
             DataError: the summary has something else there.
         """
         found = self.find("test", dict) or {}
-        return {str(tta): _scores(scores, self.folder / "summary.json") for tta, scores in found.items()}
+        return {str(tta): _scores(scores, self.folder / SUMMARY) for tta, scores in found.items()}
 
     @property
     def test(self) -> Scores | None:
@@ -141,15 +141,15 @@ def read(folder: Path) -> Run:
     Raises:
         DataError: it is no run folder, or one of its files is damaged.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     if not path.is_file():
-        found = "is not there" if not folder.exists() else "holds no config.yaml"
+        found = "is not there" if not folder.exists() else f"holds no {CONFIG}"
         raise DataError(f"{folder} {found}: expected a run folder that `budgetnet train` wrote")
     config = read_mapping(path, parse_yaml)
-    summary = read_summary(folder) if (folder / "summary.json").is_file() else {}
-    run = Run(folder=folder, config=config, rows=read_metrics(folder / "metrics.csv"), summary=summary)
+    summary = read_summary(folder) if (folder / SUMMARY).is_file() else {}
+    run = Run(folder=folder, config=config, rows=read_metrics(folder / METRICS), summary=summary)
     if any("epoch" not in row for row in run.rows):
-        raise DataError(f"{folder / 'metrics.csv'} has no column epoch: it is not what `budgetnet train` wrote")
+        raise DataError(f"{folder / METRICS} has no column epoch: it is not what `budgetnet train` wrote")
     return run
 
 
@@ -159,7 +159,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it cannot be read, or is damaged.
     """
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     found = read_mapping(path, json.loads)
     for key in ("final", "test", "tags", "hardware"):
         if not isinstance(found.get(key, {}), dict):

@@ -22,6 +22,7 @@ from budgetnet.files import atomic_write, flush
 from budgetnet.masking import mask, masked
 from budgetnet.mlclient import import_mlflow, why
 from budgetnet.mlrun import Copy, Status
+from budgetnet.runfiles import CONFIG, METRICS, MLFLOW, SUMMARY
 from budgetnet.runs import read_mapping
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class Record:
         Raises:
             DataError: the file is damaged.
         """
-        path = run / "mlflow.json"
+        path = run / MLFLOW
         if not path.exists():
             return None
         try:
@@ -78,7 +79,7 @@ class Record:
         Raises:
             DataError: it cannot be written.
         """
-        atomic_write(run / "mlflow.json", (json.dumps(masked(asdict(self)), indent=2) + "\n").encode())
+        atomic_write(run / MLFLOW, (json.dumps(masked(asdict(self)), indent=2) + "\n").encode())
 
 
 def note_sent(run: Path, status: Status) -> None:
@@ -215,7 +216,7 @@ def _store(run: Path, recorded: str) -> tuple[str, str]:
         uri = recorded.replace("://***@", "://")
     if "***" in uri:
         raise BudgetnetError(
-            f"{run / 'mlflow.json'} names {recorded} without its password: set MLFLOW_TRACKING_URI, or for an http "
+            f"{run / MLFLOW} names {recorded} without its password: set MLFLOW_TRACKING_URI, or for an http "
             "server MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     return uri, recorded
@@ -247,14 +248,14 @@ def fetch(experiment: str, folder: Path) -> tuple[list[Path], int]:
         order = ["attributes.start_time ASC"]
         for run in client.search_runs([found.experiment_id], order_by=order, max_results=10_000):
             held = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-            if not {"config.yaml", "metrics.csv"} <= held:
+            if not {CONFIG, METRICS} <= held:
                 without += 1
                 continue
             # A server says what both are; the id keeps apart runs of the same name.
             run_id, name = (re.sub(r"[^\w.-]", "_", text) for text in (run.info.run_id, run.info.run_name or "run"))
             target = folder / f"_{run_id}" / (name if name.strip(".") else "run")
             target.mkdir(parents=True)
-            for name in ("config.yaml", "metrics.csv", "summary.json"):
+            for name in (CONFIG, METRICS, SUMMARY):
                 if name in held:
                     client.download_artifacts(run.info.run_id, name, str(target))
             copied.append(target)

@@ -27,6 +27,7 @@ from budgetnet.masking import mask
 from budgetnet.metrics import read_metrics
 from budgetnet.progress import Progress, duration
 from budgetnet.recipe import recipe_loader
+from budgetnet.runfiles import CONFIG, METRICS
 from budgetnet.space import Space
 from budgetnet.store import Record
 from budgetnet.tracking import Tracker
@@ -177,7 +178,7 @@ class _Hook(Progress):
         """Report what the run has from an earlier worker."""
         super().begin(config, dataset, run, tags)
         self.epochs = config.epochs
-        for row in read_metrics(self.run / "metrics.csv"):
+        for row in read_metrics(self.run / METRICS):
             self._report(row)
 
     def epoch(self, row: Mapping[str, float], best: bool) -> None:
@@ -432,7 +433,7 @@ class _Worker:
                 device=self.device,
                 progress=hook,
                 track=self.parent is not None,
-                resume=(run / "config.yaml").is_file(),
+                resume=(run / CONFIG).is_file(),
                 test=False,
                 stop=self.stop,
                 tags=tags,

@@ -24,18 +24,8 @@ from budgetnet.masking import mask
 from budgetnet.metrics import read_epochs
 from budgetnet.mlrun import Copy, Status
 from budgetnet.plainyaml import parse_yaml
+from budgetnet.runfiles import CONFIG, COPIED, SUMMARY, WEIGHTS
 from budgetnet.store import Record
-
-RECORD = (
-    "config.yaml",
-    "metrics.csv",
-    "system.csv",
-    "summary.json",
-    "best.safetensors",
-    "report.html",
-    "pictures",
-)
-"""What of a finished run's folder its copy gets, where it is there; `pictures` is a folder."""
 
 
 class Tracker:
@@ -269,21 +259,21 @@ def send(
     Raises:
         BudgetnetError: the folder is no run, MLflow is not installed, or the store cannot be reached or fails.
     """
-    params = runs.read_mapping(run / "config.yaml", parse_yaml)
-    finished = (run / "summary.json").exists()
+    params = runs.read_mapping(run / CONFIG, parse_yaml)
+    finished = (run / SUMMARY).exists()
     summary = runs.read_summary(run) if finished else {}
     record = Record.load(run) or Record(
         experiment=str(params.get("experiment", "budgetnet")),
         name=run.resolve().name,
-        begun=int((run / "config.yaml").stat().st_mtime * 1000),  # written when it began
+        begun=int((run / CONFIG).stat().st_mtime * 1000),  # written when it began
     )
     record = replace(record, name=summary.get("name", record.name), tags={**record.tags, **summary.get("tags", {})})
-    files = [run / name for name in RECORD if (run / name).exists()]
+    files = [run / name for name in COPIED if (run / name).exists()]
     classifier = None
-    if finished and (run / "best.safetensors").exists():
-        classifier = load_classifier(run / "best.safetensors")
+    if finished and (run / WEIGHTS).exists():
+        classifier = load_classifier(run / WEIGHTS)
     if not finished:
-        warn(f"{run} has no summary.json, so it has not finished: sending its epochs, without a model, as KILLED")
+        warn(f"{run} has no {SUMMARY}, so it has not finished: sending its epochs, without a model, as KILLED")
     try:
         with mlclient.silence():
             uri, record = store.prepare(run, record)
@@ -324,7 +314,7 @@ def is_unsent(run: Path) -> bool:
 def _shown(run: Path, tags: Mapping[str, str] | None = None) -> dict[str, str]:
     """Tags that MLflow's page shows in places of their own: the run in words, and the commit of the source."""
     found = {}
-    if (run / "config.yaml").is_file():
+    if (run / CONFIG).is_file():
         found["mlflow.note.content"] = words.note(runs.read(run))
     commit = (tags or {}).get("git_commit", "unknown").removesuffix("+")
     if commit != "unknown":

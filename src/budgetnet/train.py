@@ -30,6 +30,7 @@ from budgetnet.progress import Progress
 from budgetnet.recipe import load_recipe
 from budgetnet.recorder import Recorder, send_results
 from budgetnet.resume import finished, require_new, require_resumable, tidy_up
+from budgetnet.runfiles import CONFIG
 from budgetnet.state import restore
 from budgetnet.tracking import Tracker
 from budgetnet.training import PRECISIONS, Training, fitting_batch
@@ -147,8 +148,8 @@ def _with_its_batch_size(config: Config, run: Path, group: Group, resume: bool) 
     """
     if group.size > 1 or config.accumulate > 1:
         raise ConfigError("--batch-size auto is of one process, and of accumulate 1: give a number")
-    if resume and (run / "config.yaml").is_file():
-        return replace(config, batch_size=load_recipe(run / "config.yaml").batch_size)
+    if resume and (run / CONFIG).is_file():
+        return replace(config, batch_size=load_recipe(run / CONFIG).batch_size)
     return config
 
 

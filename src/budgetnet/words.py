@@ -10,6 +10,7 @@ from budgetnet.markup import percent, visible
 from budgetnet.masking import mask
 from budgetnet.metrics import read_epochs
 from budgetnet.progress import duration
+from budgetnet.runfiles import CONFIG
 from budgetnet.runs import Run
 from budgetnet.usage import NAMES
 
@@ -101,7 +102,7 @@ def note(run: Run) -> str:
         "Training": _training(run),
         "Source": _source(run),
     }
-    again = ["budgetnet", "train", "config.yaml", *same_machine(run), "--output", "runs/again"]
+    again = ["budgetnet", "train", CONFIG, *same_machine(run), "--output", "runs/again"]
     further = ["budgetnet", "train", "--resume", "--output", f"runs/{run.name}", *same_machine(run)]
     known = {name for row in read_epochs(run.folder) for name in row}
     known |= {f"final/{name}" for name in run.find("final", dict) or {}}

@@ -8,6 +8,7 @@ from typing import Any
 
 from budgetnet.cli.common import command_parser, json_text, path, warn
 from budgetnet.errors import ConfigError
+from budgetnet.runfiles import PICTURES, REPORT
 
 
 def add(commands: Any) -> None:
@@ -75,12 +76,12 @@ def _compare(options: Namespace) -> int:
 def _track(options: Namespace) -> int:
     import contextlib
 
-    from budgetnet import album, checkpoint, folder, report, tracking
+    from budgetnet import album, checkpoint, folder, tracking
 
     # Held, as a run that is training sends its record itself, and would be said to have ended.
     there = options.folder.is_dir()
     with folder.hold(options.folder, warn) if there else contextlib.nullcontext():
-        if (options.folder / report.NAME).is_file() and not (options.folder / album.FOLDER).is_dir():
+        if (options.folder / REPORT).is_file() and not (options.folder / PICTURES).is_dir():
             album.for_tracking(options.folder, warn)  # trained without tracking, or interrupted before it drew them
         print(tracking.send(options.folder, load_classifier=checkpoint.load_classifier, warn=warn))
     return 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from budgetnet import launcher
 from budgetnet.cli.common import EXAMPLES, json_text, progress_on, stop_by_signal
 from budgetnet.errors import ConfigError, Interrupted
+from budgetnet.runfiles import CONFIG, LAST
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -99,9 +100,9 @@ def _parse(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> tuple[C
     if options.recipe_file is None:
         if not options.resume or run is None:
             raise ConfigError("which recipe? give a YAML file, or a name, such as quick")
-        if not (run / "config.yaml").is_file():
-            raise ConfigError(f"{run} holds no config.yaml: there is nothing to resume")
-        config, options = parse_options(parser, [str(run / "config.yaml"), *arguments])
+        if not (run / CONFIG).is_file():
+            raise ConfigError(f"{run} holds no {CONFIG}: there is nothing to resume")
+        config, options = parse_options(parser, [str(run / CONFIG), *arguments])
     devices.require_threads(options.threads)
     if options.devices < 1:
         raise ConfigError(f"devices is {options.devices}, expected 1 or more processes")
@@ -178,7 +179,7 @@ def _run_training(config: Config, options: Namespace, run: Path, progress: Progr
             device = distributed.device(options.device)
             with distributed.join(device) as group:
                 run = group.lead(lambda: run)  # whose name is a time, unless it was given
-                restarted = group.lead(lambda: launcher.restarts()[0] > 0 and (run / "config.yaml").is_file())
+                restarted = group.lead(lambda: launcher.restarts()[0] > 0 and (run / CONFIG).is_file())
                 summary = api.run_training(
                     config,
                     run,
@@ -197,8 +198,8 @@ def _run_training(config: Config, options: Namespace, run: Path, progress: Progr
             print(f"saved; to go on: {_resume_command(run, options)}", file=sys.stderr)
         return 128 + (stop.number or signal.SIGTERM)  # another process was told
     except KeyboardInterrupt:
-        if leader and (run / "last.ckpt").is_file():
-            print(f"to go on from {run / 'last.ckpt'}: {_resume_command(run, options)}", file=sys.stderr)
+        if leader and (run / LAST).is_file():
+            print(f"to go on from {run / LAST}: {_resume_command(run, options)}", file=sys.stderr)
         raise
     finally:
         progress.end()
