@@ -82,7 +82,7 @@ def compare(record: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
         entry["ece"] = sum(row[kind]["ece"] for row in rows) / len(rows)
         if options:
             differences = [accuracy - base[model] for model, accuracy in accuracies.items()]
-            entry |= seeds.difference(differences, entry["mean"], rows[0]["images"])
+            entry |= seeds.difference(differences, seeds.accuracy_noise(entry["mean"], rows[0]["images"]))
         found.append(entry)
     return found
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import records
 
-from budgetnet import ablate, robustness, shift
+from budgetnet import ablate, robustness, seeds, shift
 from budgetnet.ablate import Study
 from budgetnet.cli import main
 from budgetnet.errors import ConfigError, DataError
@@ -234,11 +235,45 @@ def test_accuracy_under_corruption_is_what_evaluate_finds(tmp_path, capsys, monk
     assert main(run) == 0
     cells = json.loads(capsys.readouterr().out)["corruptions"]["brightness"].values()
     expected = statistics.mean(cell["accuracy"] for cell in cells)
-    assert ablate._under_corruption(job, None) == pytest.approx(expected)
+    found = ablate._under_corruption(job, None)
+    assert found["corruption_accuracy"] == pytest.approx(expected)
+    right = bytes.fromhex(found["corruption_right"])
+    assert (len(right), found["corrupted_images"], found["corruptions"]) == (30, 30, 5)
+    assert sum(right) / 150 == pytest.approx(expected)
     monkeypatch.setattr(robustness, "measure", None)  # not measured again, unless it is of something else
-    assert ablate._under_corruption(job, None) == pytest.approx(expected)
+    assert ablate._under_corruption(job, None) == found
     with pytest.raises(TypeError):
         ablate._under_corruption(replace(job, shift=31), None)
+
+
+def corrupted(first: list[int], second: list[int], *, answers: bool = True) -> dict:
+    """A record of three seeds of two variants: for each image, under how many of 75 corruptions it is right."""
+    found = record([0.9, 0.91, 0.9], [0.92, 0.93, 0.93])
+    for row in found["runs"]:
+        right = [max(0, count - row["seed"]) for count in (second if row["options"] else first)]
+        row |= {"corruption_accuracy": sum(right) / len(right) / 75, "corrupted_images": len(right), "corruptions": 75}
+        row |= {"corruption_right": bytes(right).hex()} if answers else {}
+    return found
+
+
+def test_under_corruption_the_images_noise_is_that_of_the_differences_on_each_image():
+    rng = random.Random(5)
+    first = [rng.randrange(60) for _ in range(500)]
+    alike = [count + rng.choice([0, 2, 4]) for count in first]  # better by 2.7 points
+    other = [min(75, count + 2) for count in rng.sample(first, 500)]  # by as much, and wrong on other images
+    verdicts = [
+        ablate.compare(found, "corruption_accuracy")[1]["verdict"]
+        for found in (corrupted(first, alike), corrupted(first, other), corrupted(first, alike, answers=False))
+    ]
+    assert verdicts == ["beyond noise", "within noise", "within noise"], "500 images tell no less than 4.3 points apart"
+
+
+def test_paired_noise_is_that_of_a_mean():
+    differences = [0.1, -0.2, 0.3, 0.0]
+    assert seeds.paired_noise(differences) == pytest.approx(1.96 * statistics.stdev(differences) / 2)
+    assert seeds.paired_noise([0.1]) == math.inf
+    assert seeds.accuracy_noise(0.96, 10_000) == pytest.approx(0.0038, abs=1e-4)
+    assert seeds.accuracy_noise(1, 100) == pytest.approx(0.0196), "of 100 right answers, the next may be wrong"
 
 
 def test_a_study_with_shift_is_compared_by_both_measures(tmp_path, capsys, monkeypatch):

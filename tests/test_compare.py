@@ -281,13 +281,13 @@ def test_the_runs_of_an_mlflow_experiment_are_compared_like_their_folders(study,
 
 
 def test_the_difference_of_single_seeds_has_no_interval_and_no_verdict_but_unknown():
-    found = seeds.difference([0.05], 0.9, 1000)
+    found = seeds.difference([0.05], 0.01)
     assert (found["interval"], found["verdict"]) == (None, "one seed: unknown")
 
 
 def test_an_interval_equals_students_by_hand():
     differences = [0.01, 0.02, 0.04, 0.01]
-    found = seeds.difference(differences, 0.9, 10**6)
+    found = seeds.difference(differences, 0.001)
     assert found["interval"] == pytest.approx(3.182446 * statistics.stdev(differences) / math.sqrt(4), rel=1e-6)
     assert found["difference"] == pytest.approx(0.02)
 

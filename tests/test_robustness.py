@@ -16,7 +16,7 @@ def table(names, severities=SEVERITIES) -> ShiftScores:
         name: {s: Cell(accuracy=1 - i / 50 - s / 100, loss=i + s / 10, ece=i / 100 + s / 1000) for s in severities}
         for i, name in enumerate(names)
     }
-    return ShiftScores(1000, Cell(0.995, 0.02, 0.003), cells)
+    return ShiftScores(1000, Cell(0.995, 0.02, 0.003), cells, torch.zeros(1000, dtype=torch.int64))
 
 
 def test_the_mean_corruption_is_over_the_15_and_all_severities_alike():
@@ -82,3 +82,7 @@ def test_each_classifier_is_scored_on_the_same_images_which_are_made_once():
     assert one.clean.accuracy == other.clean.accuracy == 0.5
     assert one.cells["snow"][1].loss != other.cells["snow"][1].loss
     assert one.images == 4
+    for index, scores in enumerate((one, other)):  # the clean images are not among them
+        each = [classify(corrupted(name, s))[index].argmax(1) == labels for name in ("fog", "snow") for s in (1, 4)]
+        assert scores.right.tolist() == torch.stack(each).sum(0).tolist()
+        assert scores.right.sum() / 16 == pytest.approx(sum(scores.mean([n]).accuracy for n in ("fog", "snow")) / 2)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,6 +31,7 @@ from budgetnet.runfiles import CONFIG, CORRUPTION, METRICS
 from budgetnet.terminal import fitted, wrapped
 
 _COLUMNS = 80
+_CORRUPTED = {"corruption_accuracy": float, "corrupted_images": int, "corruptions": int, "corruption_right": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,25 +283,29 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
         "git_commit": summary["tags"]["git_commit"],
     }
     if job.shift:
-        row |= {"corruption_accuracy": _under_corruption(job, folder), "corrupted_images": job.shift}
+        row |= _under_corruption(job, folder)
     return row, summary["hardware"]
 
 
-def _under_corruption(job: _Job, folder: Path | None) -> float:
-    """Mean accuracy of the run's result over the common corruptions and severities of some validation images.
+def _under_corruption(job: _Job, folder: Path | None) -> dict[str, Any]:
+    """What a row says of the run's result under the common corruptions and severities of some validation images.
 
     It is kept in the run's folder, with what it is of, as measuring takes about as long as a short training.
+
+    Returns:
+        The mean accuracy, how many images, under how many corruptions and severities, and, two hexadecimal digits for
+        each image, under how many of these it is classified right.
     """
     from budgetnet import checkpoint, data, robustness, shift, splits
     from budgetnet.logits import predict_logits
     from budgetnet.runs import read_mapping
 
     config, classifier = job.config, checkpoint.load_classifier(job.run)
-    of = {"images": job.shift, "weights": checkpoint.digest({}, classifier.network.state_dict())}
+    of = {"corrupted_images": job.shift, "weights": checkpoint.digest({}, classifier.network.state_dict())}
     kept = job.run / CORRUPTION
     before = read_mapping(kept, json.loads) if kept.is_file() else {}
-    if of.items() <= before.items() and isinstance(before.get("accuracy"), float):
-        return float(before["accuracy"])
+    if of.items() <= before.items() and {key: type(before.get(key)) for key in _CORRUPTED} == _CORRUPTED:
+        return {key: before[key] for key in _CORRUPTED}
     images = data.load(config.dataset, folder, config.image_size).train
     _, held_out = splits.split(images.targets, config.val_size, config.split_seed)
     few = job.shift < len(held_out)
@@ -315,8 +321,14 @@ def _under_corruption(job: _Job, folder: Path | None) -> float:
     )
     mean = scores.mean(shift.COMMON)
     assert mean is not None
-    atomic_write(kept, (json.dumps(of | {"accuracy": mean.accuracy}) + "\n").encode())
-    return mean.accuracy
+    found = {
+        "corruption_accuracy": mean.accuracy,
+        "corrupted_images": job.shift,
+        "corruptions": len(shift.COMMON) * len(shift.SEVERITIES),
+        "corruption_right": bytes(scores.right.tolist()).hex(),
+    }
+    atomic_write(kept, (json.dumps(of | found) + "\n").encode())
+    return found
 
 
 def compare(record: Mapping[str, Any], measure: str = "val_accuracy") -> list[dict[str, Any]]:
@@ -329,24 +341,41 @@ def compare(record: Mapping[str, Any], measure: str = "val_accuracy") -> list[di
     Returns:
         For each variant its name, options, number of seeds, mean and standard deviation of the accuracy
         (None of one), and against the first: the mean difference, the half-width of its 95 % interval (Student's t over
-        the seeds that both have, None of fewer than two) and a verdict. A difference is "beyond noise" when the
-        interval leaves 0 out, and it is larger than what so many validation images alone can tell apart (1.96 standard
-        errors of an accuracy), as all seeds share them.
+        the seeds that both have, None of fewer than two) and a verdict, as `seeds.difference` gives them. What the
+        images alone may do is taken from the answers to each where the record has them, which is under corruption.
     """
     variants: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["runs"]:
         variants.setdefault(row["variant"], []).append(row)
-    base = {row["seed"]: row[measure] for row in next(iter(variants.values()), [])}
-    images = "val_size" if measure == "val_accuracy" else "corrupted_images"
+    base = {row["seed"]: row for row in next(iter(variants.values()), [])}
     found = []
     for number, (name, rows) in enumerate(variants.items()):
         entry: dict[str, Any] = {"variant": name, "options": rows[0]["options"], "parameters": rows[0]["parameters"]}
         entry |= seeds.spread([row[measure] for row in rows])
-        differences = [row[measure] - base[row["seed"]] for row in rows if row["seed"] in base]
-        if number and differences:
-            entry |= seeds.difference(differences, entry["mean"], rows[0][images])
+        pairs = [(row, base[row["seed"]]) for row in rows if row["seed"] in base]
+        if number and pairs:
+            differences = [row[measure] - first[measure] for row, first in pairs]
+            entry |= seeds.difference(differences, _images_noise(pairs, measure, entry["mean"]))
         found.append(entry)
     return found
+
+
+def _images_noise(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], measure: str, accuracy: float) -> float:
+    """What the images alone may make of a difference between rows of the same seeds, of which one is so accurate."""
+    if measure == "val_accuracy":
+        return seeds.accuracy_noise(accuracy, pairs[0][0]["val_size"])
+    if not all("corruption_right" in row for pair in pairs for row in pair):  # of a study by an older version
+        return seeds.accuracy_noise(accuracy, pairs[0][0]["corrupted_images"])
+    each = [
+        [(mine - theirs) / row["corruptions"] for mine, theirs in zip(*map(_right, (row, first)), strict=True)]
+        for row, first in pairs
+    ]
+    return seeds.paired_noise([statistics.mean(image) for image in zip(*each, strict=True)])
+
+
+def _right(row: Mapping[str, Any]) -> bytes:
+    """For each image, under how many corruptions and severities it is classified right."""
+    return bytes.fromhex(row["corruption_right"])
 
 
 def render(record: Mapping[str, Any]) -> str:

@@ -255,7 +255,8 @@ def _against(first: _Draft, other: _Draft, measure: str) -> dict[str, Any] | Non
     if not shared or judged[0] is None or judged[0] != judged[1]:
         return None
     accuracy, images = sum(theirs[seed] for seed in shared) / len(shared), judged[0][0]
-    apart = seeds.difference([theirs[seed] - mine[seed] for seed in shared], accuracy, images)
+    noise = seeds.accuracy_noise(accuracy, images)
+    apart = seeds.difference([theirs[seed] - mine[seed] for seed in shared], noise)
     return {**apart, "seeds": shared}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from budgetnet.evaluate import score
@@ -34,8 +35,10 @@ class ShiftScores:
 
     images: int
     clean: Cell
-    cells: Mapping[str, Mapping[int, Cell]]
+    cells: Mapping[str, dict[int, Cell]]
     """By corruption and severity."""
+    right: Tensor = field(compare=False)
+    """int64 (images,): under how many corruptions and severities each image is classified right."""
 
     def mean(self, names: Sequence[str]) -> Cell | None:
         """The mean over some corruptions and all their severities; None where one of them was not measured."""
@@ -91,21 +94,24 @@ def measure(
     """
     total = 1 + len(names) * len(severities)
 
-    def cells(images: Tensor, done: int) -> list[Cell]:
-        found = [score(logits, labels) for logits in classify(images)]
+    def answers(images: Tensor, done: int) -> list[tuple[Cell, Tensor]]:
+        found = [(score(logits, labels), logits.argmax(1) == labels) for logits in classify(images)]
         if progress:
             progress(done, total)
-        return [Cell(scores.accuracy, scores.loss, scores.ece) for scores in found]
+        return [(Cell(scores.accuracy, scores.loss, scores.ece), right) for scores, right in found]
 
-    first = cells(clean, 1)
-    tables: list[dict[str, dict[int, Cell]]] = [{name: {} for name in names} for _ in first]
+    measured = [
+        ShiftScores(len(labels), cell, {name: {} for name in names}, torch.zeros_like(labels))
+        for cell, _ in answers(clean, 1)
+    ]
     done = 1
     for name in names:
         for severity in severities:
             done += 1
-            for table, cell in zip(tables, cells(corrupted(name, severity), done), strict=True):
-                table[name][severity] = cell
-    return [ShiftScores(len(labels), cell, table) for cell, table in zip(first, tables, strict=True)]
+            for scores, (cell, right) in zip(measured, answers(corrupted(name, severity), done), strict=True):
+                scores.cells[name][severity] = cell
+                scores.right.add_(right)
+    return measured
 
 
 def render(scores: ShiftScores) -> str:
