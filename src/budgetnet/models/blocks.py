@@ -17,6 +17,7 @@ from budgetnet.config import StageConfig
 from budgetnet.errors import ConfigError
 from budgetnet.models.gates import describe_gate, make_gate
 from budgetnet.models.noise import StochasticDepth, shake
+from budgetnet.models.norms import BatchNorm2d
 from budgetnet.models.shortcuts import PaddedShortcut, Projection, ShiftedShortcut
 
 ACTIVATIONS: dict[str, tuple[str, type[nn.Module]]] = {
@@ -43,7 +44,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class ZeroNorm(nn.BatchNorm2d):
+class ZeroNorm(BatchNorm2d):
     """A batch norm whose weight starts at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
 
     def reset_parameters(self) -> None:
@@ -82,7 +83,7 @@ class Block(nn.Module):
     """What it expects of the stem: norm and activation after the last convolution, a norm, or neither."""
     gives: ClassVar[Literal["finished", "sum", "unactivated", "unnormed"]] = "finished"
     """What the network has to add after the last: nothing, norm and activation, an activation, or a norm."""
-    norm: ClassVar[type[nn.Module]] = nn.BatchNorm2d
+    norm: ClassVar[type[nn.Module]] = BatchNorm2d
     """The kind of norm before the first and after the last."""
     wide_inside: ClassVar[bool] = False
     """Whether `expansion` widens the inside, and not what comes out."""
@@ -153,7 +154,7 @@ class Block(nn.Module):
         """What takes the input to the shape of the output, where that is another."""
         return nn.Sequential(
             Projection(self.in_channels, self.out_channels, self.stride),
-            nn.BatchNorm2d(self.out_channels),
+            BatchNorm2d(self.out_channels),
         )
 
     def _shortcut_name(self) -> str:
@@ -164,9 +165,9 @@ class Block(nn.Module):
         """The gate, where the stage has one; of the channels where it stands."""
         return make_gate(self.stage, self.out_channels)
 
-    def _last_norm(self) -> nn.BatchNorm2d:
+    def _last_norm(self) -> BatchNorm2d:
         """A norm for the end of the residual branch."""
-        return (ZeroNorm if self.options.zero_init else nn.BatchNorm2d)(self.out_channels)
+        return (ZeroNorm if self.options.zero_init else BatchNorm2d)(self.out_channels)
 
     def _sum(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """Both branches, (n, out_channels, h, w) each, gated and with stochastic depth, in one."""
@@ -210,7 +211,7 @@ class BasicBlock(Block):
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         self.conv1, self.pointwise1 = _conv3x3(in_channels, stage.width, stage, stride)
-        self.bn1 = nn.BatchNorm2d(stage.width)
+        self.bn1 = BatchNorm2d(stage.width)
         self.conv2, self.pointwise2 = _conv3x3(stage.width, self.out_channels, stage, 1)
         self.bn2 = self._last_norm()
 
@@ -232,9 +233,9 @@ class BottleneckBlock(Block):
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
         self.conv1 = nn.Conv2d(in_channels, stage.width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(stage.width)
+        self.bn1 = BatchNorm2d(stage.width)
         self.conv2, self.pointwise = _conv3x3(stage.width, stage.width, stage, stride)
-        self.bn2 = nn.BatchNorm2d(stage.width)
+        self.bn2 = BatchNorm2d(stage.width)
         self.conv3 = nn.Conv2d(stage.width, self.out_channels, 1, bias=False)
         self.bn3 = self._last_norm()
 
@@ -255,9 +256,9 @@ class PreactBlock(Block):
     sequences = (("conv1", "pointwise1", "bn2", "conv2", "pointwise2"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNorm2d(in_channels)
         self.conv1, self.pointwise1 = _conv3x3(in_channels, stage.width, stage, stride)
-        self.bn2 = nn.BatchNorm2d(stage.width)
+        self.bn2 = BatchNorm2d(stage.width)
         self.dropout = nn.Dropout(self.options.dropout) if self.options.dropout else nn.Identity()
         self.conv2, self.pointwise2 = _conv3x3(stage.width, self.out_channels, stage, 1)
 
@@ -288,9 +289,9 @@ class PyramidBlock(Block):
                 f"a pyramid block puts out {self.out_channels} channels where {in_channels} come in, expected as many "
                 "or more: widen the stage"
             )
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNorm2d(in_channels)
         self.conv1, self.pointwise1 = _conv3x3(in_channels, stage.width, stage, stride)
-        self.bn2 = nn.BatchNorm2d(stage.width)
+        self.bn2 = BatchNorm2d(stage.width)
         self.conv2, self.pointwise2 = _conv3x3(stage.width, self.out_channels, stage, 1)
         self.bn3 = self._last_norm()
 
@@ -320,7 +321,7 @@ class ShakeBlock(Block):
         self.branch1, self.branch2 = (
             nn.Sequential(
                 *_conv3x3(in_channels, stage.width, stage, stride),
-                nn.BatchNorm2d(stage.width),
+                BatchNorm2d(stage.width),
                 self.activation,
                 *_conv3x3(stage.width, self.out_channels, stage, 1),
                 self._last_norm(),
@@ -358,12 +359,12 @@ class InvertedBlock(Block):
         hidden = self.hidden = in_channels * stage.expansion
         self.expand = nn.Sequential()
         if stage.expansion > 1:
-            self.expand.extend([nn.Conv2d(in_channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), self.activation])
+            self.expand.extend([nn.Conv2d(in_channels, hidden, 1, bias=False), BatchNorm2d(hidden), self.activation])
         self.conv2 = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
-        self.bn2 = nn.BatchNorm2d(hidden)
+        self.bn2 = BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, self.out_channels, 1, bias=False)
         # Where there is no shortcut to carry them, all images would end in a branch of zeros.
-        self.bn3 = nn.BatchNorm2d(self.out_channels) if self.projects else self._last_norm()
+        self.bn3 = BatchNorm2d(self.out_channels) if self.projects else self._last_norm()
 
     def _channels(self) -> str:
         return f"{self.hidden}-{self.out_channels}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from budgetnet.config import StageConfig
 from budgetnet.errors import ConfigError
 from budgetnet.models.blocks import ACTIVATIONS, BLOCKS, Block, BlockOptions
+from budgetnet.models.norms import BatchNorm2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +121,8 @@ class ResidualNetwork(nn.Module):
         width, kernel = architecture.stem_width, architecture.stem_kernel
         for i in range(1, architecture.stem + 1):
             inner = i < architecture.stem
-            norm = nn.BatchNorm2d if inner else first.norm
-            bias = norm is not nn.BatchNorm2d
+            norm = BatchNorm2d if inner else first.norm
+            bias = norm is not BatchNorm2d
             self._add(f"conv{i}", nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=bias))
             if inner or first.takes != "raw":
                 self._add(f"bn{i}", norm(width))
@@ -152,14 +153,14 @@ class ResidualNetwork(nn.Module):
         activation = ACTIVATIONS[architecture.stages[-1].activation][1]
         if not architecture.bare:
             if last.gives == "sum":
-                self._add("bn", nn.BatchNorm2d(channels))
+                self._add("bn", BatchNorm2d(channels))
             if last.gives == "unnormed":
                 self._add("norm", last.norm(channels))
             if last.gives in ("sum", "unactivated"):
                 self._add("activation", activation())
         if head := architecture.head_width:
             conv = nn.Conv2d(channels, head, 1, bias=False)
-            self._add("head", nn.Sequential(conv, nn.BatchNorm2d(head), activation()))
+            self._add("head", nn.Sequential(conv, BatchNorm2d(head), activation()))
             channels = head
         return channels
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from budgetnet.models.norms import BatchNorm2d
+
 
 class Projection(nn.Conv2d):
     """A 1x1 convolution with a stride, computed as one without on every stride-th pixel: the same numbers.
@@ -49,7 +51,7 @@ class ShiftedShortcut(nn.Module):
         super().__init__()
         self.conv1 = Projection(in_channels, (out_channels + 1) // 2, stride)
         self.conv2 = Projection(in_channels, out_channels // 2, stride) if out_channels > 1 else None
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, h, w) to (n, out_channels, ceil(h / stride), ceil(w / stride))."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetnet.errors import ConfigError
+from budgetnet.models.norms import BatchNorm2d
 
 SMALLEST_IMAGE = 9
 """Pixels: the whitening takes one off, and three poolings must leave one."""
@@ -92,10 +93,10 @@ def _convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
     return conv
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
+def _norm(channels: int) -> BatchNorm2d:
     # 0.4 of a new batch, as in the paper: with few epochs the statistics must follow fast. Its eps of 1e-12 would be
     # lost in bfloat16.
-    norm = nn.BatchNorm2d(channels, eps=1e-5, momentum=0.4)
+    norm = BatchNorm2d(channels, eps=1e-5, momentum=0.4)
     norm.weight.requires_grad_(False)
     return norm
 
