@@ -126,17 +126,20 @@ def groups(effort: Effort, folder: Path, threads: int) -> Iterator[Group]:
     for name, config in configs.items():
         config = replace(config, batch_size=config.batch_size // effort.smaller)
         yield _training(name, config, effort, folder, threads)
-        yield _training(name, config, effort, folder, threads, alone=True)
+        if name != "tiny":
+            yield _training(name, config, effort, folder, threads, alone=True)
+    yield _norms("tiny", configs["tiny"], effort, folder, threads)
     yield _compiled("resnet_leaky", configs["resnet_leaky"], effort, folder, threads)
 
 
 def _configs() -> dict[str, Config]:
-    """What is trained: the reference project's network, ours, and the one that is fastest to learn."""
+    """What is trained: the reference project's network, ours, the one that is fastest to learn, and a narrow one."""
     reference = load_recipe(RECIPES / "reference.yaml")
     found = {
         "resnet_leaky": reference,
         "enhanced": replace(reference, model=replace(reference.model, name="enhanced")),
         "speedrun": load_recipe(RECIPES / "speedrun.yaml"),
+        "tiny": load_recipe(RECIPES / "tiny.yaml"),
     }
     return {
         name: replace(
@@ -150,7 +153,7 @@ def _configs() -> dict[str, Config]:
 
 def _training(name: str, config: Config, effort: Effort, folder: Path, threads: int, alone: bool = False) -> Group:
     """The whole loop with the recipe's augmentation, or steps alone."""
-    title = f"training `{config.model.name}`"
+    title = _title(config)
     if alone:
         config = replace(config, augment=AugmentConfig())
         rows = [Row(f"step-{name}", f"{title}, steps alone", "images/s", _rate)]
@@ -165,6 +168,22 @@ def _training(name: str, config: Config, effort: Effort, folder: Path, threads: 
     if effort is FULL and devices.precision(config.precision, torch.device("cpu")) != "fp32":
         contestants.append(_ours(f"{OURS}, float32", replace(config, precision="fp32"), folder, threads))
     return Group("step" if alone else "train", contestants, rows, effort.seconds)
+
+
+def _title(config: Config) -> str:
+    narrow = config.budget is not None and config.budget < 1_000_000
+    return f"training `{config.model.name}`{f' under {config.budget:,} parameters' if narrow else ''}"
+
+
+def _norms(name: str, config: Config, effort: Effort, folder: Path, threads: int) -> Group:
+    """What the norms of narrow networks are worth: against budgetnet with torch's own."""
+    theirs = _ours(f"{OURS}, torch's norms", config, folder, threads)
+    return Group(
+        "norms",
+        [replace(theirs, arguments=theirs.arguments | {"norms": False}), _ours(OURS, config, folder, threads)],
+        [Row(f"norms-{name}", f"{_title(config)}, against torch's norms", "images/s", _rate)],
+        effort.seconds,
+    )
 
 
 def _compiled(name: str, config: Config, effort: Effort, folder: Path, threads: int) -> Group:
@@ -263,7 +282,7 @@ def write_cifar10(folder: Path, per_file: int = 10_000) -> None:
 
 def main() -> None:
     """Measure, print, record."""
-    kinds = ("startup", "load", "augment", "infer", "train", "step", "compile")
+    kinds = ("startup", "load", "augment", "infer", "train", "step", "norms", "compile")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--quick", action="store_true", help="a look, in two minutes; float32 and compiling are left out"

@@ -43,7 +43,7 @@ HEADLINES = (
 _INK = "#010203"  # what matplotlib draws text and lines with; the picture then takes the colour of the page's text
 _COLOURS = {"": "#2f7fc1", "float32": "#6d97bb", "int8": "#d9822b", "compiled": "#9a8fd3"}
 
-_KINDS = ("train", "step", "memory", "augment", "infer", "latency", "load", "startup", "compile")
+_KINDS = ("train", "step", "memory", "augment", "infer", "latency", "load", "startup", "norms", "compile")
 
 Record = dict[str, Any]
 

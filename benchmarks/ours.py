@@ -7,18 +7,27 @@ from pathlib import Path
 
 import torch
 from plain import MEAN, STD, network
+from torch import nn
 from turns import Meter
 
 from budgetnet import data, engine, splits
 from budgetnet.augment import Augment
 from budgetnet.config import Config
 from budgetnet.engine import Precision
+from budgetnet.models.norms import BatchNorm2d
 from budgetnet.train import train
 
 
-def training(meter: Meter, config: Config, folder: Path, threads: int, run: Path, images: int = 50_000) -> None:
-    """`budgetnet train`, stopped and timed after each step; epochs and their ends are not reached."""
+def training(
+    meter: Meter, config: Config, folder: Path, threads: int, run: Path, images: int = 50_000, norms: bool = True
+) -> None:
+    """`budgetnet train`, stopped and timed after each step; epochs and their ends are not reached.
+
+    Without `norms`, batch norms compute as torch's own.
+    """
     torch.set_num_threads(threads)
+    if not norms:
+        BatchNorm2d.forward = nn.BatchNorm2d.forward  # type: ignore[method-assign]
     batch = config.batch_size
     # Every batch is full: the training images less those held out are a multiple of it.
     config = replace(config, val_size=images % batch or batch, epochs=1000, checkpoint_minutes=None)
