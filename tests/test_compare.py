@@ -292,6 +292,24 @@ def test_an_interval_equals_students_by_hand():
     assert found["difference"] == pytest.approx(0.02)
 
 
+def test_what_runs_kept_of_each_test_image_tells_smaller_differences_apart(make_run, tmp_path):
+    """A group that is right wherever the other is, and on 1 % of 1,000 images more, is better."""
+
+    def verdict(name: str, *, first: bool, second: bool) -> str:
+        folders = [
+            make_run(
+                tmp_path / f"{name}-{lr}-{seed}", "--seed", str(seed), "--optimizer.lr", lr, test=test, answers=kept
+            )
+            for lr, accuracy, kept in (("0.1", 0.9, first), ("0.2", 0.91, second))
+            for seed, test in enumerate((accuracy, accuracy + 0.001, accuracy - 0.001))
+        ]
+        return compare(folders).groups[1].against["test_accuracy"]["verdict"]
+
+    assert verdict("neither", first=False, second=False) == "within noise", "which by 1,000 images is 1.8 points"
+    assert verdict("one", first=True, second=False) == "within noise"
+    assert verdict("both", first=True, second=True) == "beyond noise"
+
+
 def test_many_groups_have_letters_of_their_own(make_run, tmp_path, parsed):
     folders = [make_run(tmp_path / f"r{i}", "--optimizer.lr", str(0.01 + i / 100)) for i in range(28)]
     found = compare(folders)

@@ -22,6 +22,7 @@ from budgetnet.words import validation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from torch import Tensor
 
 # What changes nothing of what is computed, or is what a recipe's runs differ in.
 _ASIDE = ("seed", "experiment", "checkpoint_steps", "checkpoint_minutes")
@@ -255,9 +256,29 @@ def _against(first: _Draft, other: _Draft, measure: str) -> dict[str, Any] | Non
     if not shared or judged[0] is None or judged[0] != judged[1]:
         return None
     accuracy, images = sum(theirs[seed] for seed in shared) / len(shared), judged[0][0]
-    noise = seeds.accuracy_noise(accuracy, images)
+    each = _on_each_image(first, other, shared) if measure == "test_accuracy" else None
+    noise = seeds.accuracy_noise(accuracy, images) if each is None else seeds.paired_noise(each)
     apart = seeds.difference([theirs[seed] - mine[seed] for seed in shared], noise)
     return {**apart, "seeds": shared}
+
+
+def _on_each_image(first: _Draft, other: _Draft, shared: Sequence[int]) -> list[float] | None:
+    """For each test image, the other's accuracy on it less the first's, averaged over seeds.
+
+    None where a run did not keep what it said of each image.
+    """
+    each: list[Tensor] = []
+    for seed in shared:
+        sides = []
+        for draft in (other, first):
+            tested = [entry.run for entry in draft.entries if entry.seed == seed and entry.test_accuracy is not None]
+            kept = [run.right.double() for run in tested if run.right is not None]
+            if len(kept) < len(tested):
+                return None
+            sides.append(sum(kept[1:], kept[0]) / len(kept))
+        each.append(sides[0] - sides[1])
+    differences: list[float] = (sum(each[1:], each[0]) / len(each)).tolist()
+    return differences
 
 
 def _judged_by(draft: _Draft, measure: str) -> tuple[int, tuple[object, ...]] | None:

@@ -134,6 +134,12 @@ class Run:
             raise DataError(f"{path} is damaged ({one_line(error)}): remove it") from error
         return (logits, labels) if same else None
 
+    @cached_property
+    def right(self) -> Tensor | None:
+        """Which test images are classified right, bool (n,); None and errors as `predictions`."""
+        found = self.predictions()
+        return None if found is None else found[0].argmax(1) == found[1]
+
 
 def read(folder: Path) -> Run:
     """Read a run folder, finished or not.
