@@ -277,6 +277,16 @@ def test_a_plateau_goes_on_from_its_state_as_if_never_stopped(before, after):
     assert second.factor == whole.factor
 
 
+@pytest.mark.parametrize("name", sorted({*get_args(get_type_hints(ScheduleConfig)["name"])} - {"plateau"}))
+def test_under_another_schedule_the_validation_loss_decides_nothing(name):
+    plateau = Plateau(ScheduleConfig(name=name, patience=0, milestones=[2.0] if name == "multistep" else []))
+    for loss in range(30):
+        plateau.update(float(loss))
+    assert plateau.factor == 1
+    plateau.load_state_dict({"factor": 0.1, "best": 0.5, "stale": 3})
+    assert plateau.factor == 1
+
+
 # --------------------------------------------------------------------------------- groups and optimizers
 
 

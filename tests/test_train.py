@@ -34,6 +34,7 @@ from budgetnet.inputs import progressive_size
 from budgetnet.logits import predict_logits
 from budgetnet.metrics import read_epochs
 from budgetnet.mixing import mix
+from budgetnet.optim import lr_factor
 from budgetnet.policies import jensen_shannon
 from budgetnet.progress import Progress, summary_lines
 from budgetnet.recipe import load_recipe
@@ -148,6 +149,19 @@ def test_a_run_that_crashed_goes_on_from_its_last_checkpoint_to_the_same_end(cra
     assert at["epoch"] * STEPS + at["step"] < crash
     run(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "onecycle"])
+def test_the_learning_rate_is_the_schedules_however_the_validation_loss_stalls(name, tmp_path):
+    """Long runs lost nine tenths of it in the middle of their cycle, where the loss rises for more than `patience`."""
+    schedule = ScheduleConfig(name=name, patience=0)
+    config = replace(TINY, schedule=schedule, ema=0.0, epochs=6, optimizer=OptimizerConfig(lr=0.5))
+    run(config, tmp_path / "run")
+    found = rows(tmp_path / "run")
+    losses = [float(row["val_loss"]) for row in found]
+    assert any(after >= before for before, after in itertools.pairwise(losses)), "the loss never stalled"
+    expected = [0.5 * lr_factor(schedule, STEPS * epoch - 1, STEPS, 6) for epoch in range(1, 7)]
+    assert [float(row["lr"]) for row in found] == pytest.approx(expected, rel=1e-9)
 
 
 def test_dropout_and_plateau_resume_exactly_too(tmp_path):

@@ -214,7 +214,7 @@ def _straight(progress: float, start: float, end: float) -> float:
 
 
 class Plateau:
-    """The one schedule with a memory: a factor that drops when the validation loss stalls."""
+    """The one schedule with a memory: a factor that drops when the validation loss stalls; 1 under all others."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
@@ -224,6 +224,8 @@ class Plateau:
 
     def update(self, val_loss: float) -> None:
         """Take note of an epoch's validation loss."""
+        if self.config.name != "plateau":
+            return
         if val_loss < self.best:
             self.best, self.stale = val_loss, 0
             return
@@ -236,7 +238,9 @@ class Plateau:
         return {"factor": self.factor, "best": self.best, "stale": self.stale}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from `state_dict()`."""
+        """Go on from `state_dict()`; under another schedule, where an older version may have dropped, from 1."""
+        if self.config.name != "plateau":
+            return
         self.factor, self.best, self.stale = state["factor"], state["best"], int(state["stale"])
 
 
