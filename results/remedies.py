@@ -90,10 +90,11 @@ def compare(record: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
 def markdown(record: Mapping[str, Any]) -> str:
     """The comparison as a table for a page."""
     first = record["rows"][0]
-    models = len({row["model"] for row in record["rows"]})
+    names = sorted({row["model"] for row in record["rows"]})
+    models, named = len(names), ", ".join(f"`{name}`" for name in names)
     heads = "".join(f" {title}, % | points | ECE, % |" for title in _SETS.values())
     lines = [
-        f"`{first['network']}`, {first['parameters']:,} parameters, {models} seed{'s' if models > 1 else ''}, "
+        f"{named}: `{first['network']}`, {first['parameters']:,} parameters, {models} seed{'s' if models > 1 else ''}, "
         f"{first['images']:,} validation images, corrupted by severity {first['severity']}; \\* is beyond noise:",
         "",
         f"| remedy |{heads}",

@@ -54,7 +54,9 @@ def test_each_remedy_is_compared_with_none_model_by_model():
 
 def test_the_table_tells_models_images_and_both_kinds_of_accuracy():
     lines = remedies.markdown(rows({"": [0.80, 0.82, 0.81], "--tta flip": [0.83, 0.86, 0.84]})).splitlines()
-    assert lines[0].startswith("`wrn_16_4`, 97,657 parameters, 3 seeds, 1,000 validation images, corrupted by")
+    assert lines[0].startswith(
+        "`run-0`, `run-1`, `run-2`: `wrn_16_4`, 97,657 parameters, 3 seeds, 1,000 validation images, corrupted by"
+    )
     assert len({line.count("|") for line in lines[2:]}) == 1
     assert lines[4] == "| none | 71.00 ± 1.00 |  | 2.00 | 81.00 ± 1.00 |  | 1.00 |"
     assert lines[5].startswith(r"| `--tta flip` | 74.33 ± 1.53 | +3.33 ± 1.43\* | 2.00 | 84.33")
