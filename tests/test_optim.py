@@ -305,7 +305,7 @@ def roles(network):
             owner, _, kind = name.rpartition(".")
             module = network.get_submodule(owner)
             kinds = {nn.BatchNorm2d: "norm ", nn.Linear: "linear "}
-            yield parameter, kinds.get(type(module), "") + kind
+            yield parameter, next((said for of, said in kinds.items() if isinstance(module, of)), "") + kind
 
 
 @pytest.mark.parametrize("name", NETWORKS)

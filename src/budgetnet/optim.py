@@ -239,9 +239,9 @@ class Plateau:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from `state_dict()`; under another schedule, where an older version may have dropped, from 1."""
-        if self.config.name != "plateau":
-            return
-        self.factor, self.best, self.stale = state["factor"], state["best"], int(state["stale"])
+        factor, best, stale = state["factor"], state["best"], int(state["stale"])
+        if self.config.name == "plateau":
+            self.factor, self.best, self.stale = factor, best, stale
 
 
 class WeightAverage:
