@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def picture(record: Record) -> str:
                 axes.text(max(times["max"], 1) * 1.05, place, _number(times["median"]), va="center", size=8)
                 place += 1
             place += 0.55
-        axes.set_yticks(centres, [_label(measurement, bars[0]).replace("`", "") for measurement, bars in rows])
+        axes.set_yticks(centres, ["\n".join(_label_lines(measurement, bars[0])) for measurement, bars in rows])
         axes.set_ylim(place - 0.8, -0.7)
         axes.set_xscale("log")
         ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
@@ -312,6 +313,11 @@ def _label(measurement: Record, one: Record) -> str:
     if measurement["name"] == "startup":
         return f"{measurement['title']} of {one['contestant']}"
     return ", ".join(filter(None, (measurement["title"], _variation(one))))
+
+
+def _label_lines(measurement: Record, one: Record) -> list[str]:
+    """The same as lines that leave the picture room for its bars."""
+    return textwrap.wrap(_label(measurement, one).replace("`", ""), 52)
 
 
 def _variation(one: Record) -> str:
