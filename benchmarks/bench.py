@@ -123,11 +123,10 @@ def groups(effort: Effort, folder: Path, threads: int) -> Iterator[Group]:
     for name in ("resnet_leaky", "speedrun"):
         for batch in (1, 256):
             yield _inference(name, configs[name], batch, effort, threads)
-    for name, config in configs.items():
-        config = replace(config, batch_size=config.batch_size // effort.smaller)
+    for name in ("resnet_leaky", "enhanced", "speedrun"):
+        config = replace(configs[name], batch_size=configs[name].batch_size // effort.smaller)
         yield _training(name, config, effort, folder, threads)
-        if name != "tiny":
-            yield _training(name, config, effort, folder, threads, alone=True)
+        yield _training(name, config, effort, folder, threads, alone=True)
     yield _norms("tiny", configs["tiny"], effort, folder, threads)
     yield _compiled("resnet_leaky", configs["resnet_leaky"], effort, folder, threads)
 
@@ -153,7 +152,7 @@ def _configs() -> dict[str, Config]:
 
 def _training(name: str, config: Config, effort: Effort, folder: Path, threads: int, alone: bool = False) -> Group:
     """The whole loop with the recipe's augmentation, or steps alone."""
-    title = _title(config)
+    title = f"training `{config.model.name}`"
     if alone:
         config = replace(config, augment=AugmentConfig())
         rows = [Row(f"step-{name}", f"{title}, steps alone", "images/s", _rate)]
@@ -170,18 +169,14 @@ def _training(name: str, config: Config, effort: Effort, folder: Path, threads: 
     return Group("step" if alone else "train", contestants, rows, effort.seconds)
 
 
-def _title(config: Config) -> str:
-    narrow = config.budget is not None and config.budget < 1_000_000
-    return f"training `{config.model.name}`{f' under {config.budget:,} parameters' if narrow else ''}"
-
-
 def _norms(name: str, config: Config, effort: Effort, folder: Path, threads: int) -> Group:
     """What the norms of narrow networks are worth: against budgetnet with torch's own."""
+    title = f"training `{config.model.name}` under {config.budget:,} parameters, against torch's norms"
     theirs = _ours(f"{OURS}, torch's norms", config, folder, threads)
     return Group(
         "norms",
         [replace(theirs, arguments=theirs.arguments | {"norms": False}), _ours(OURS, config, folder, threads)],
-        [Row(f"norms-{name}", f"{_title(config)}, against torch's norms", "images/s", _rate)],
+        [Row(f"norms-{name}", title, "images/s", _rate)],
         effort.seconds,
     )
 

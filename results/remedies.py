@@ -53,10 +53,7 @@ def measure(path: Path, models: Sequence[str], limit: int, data: Path | None) ->
             rows.append(kept or row | _evaluate(model, options, limit, data))
             atomic_write(path, (json.dumps({"rows": rows}, indent=1) + "\n").encode())
             clean, corrupted = (rows[-1][kind]["accuracy"] for kind in ("clean", "mean_corruption"))
-            print(
-                f"{model}, {options or 'none'}: {clean:.2%}, corrupted {corrupted:.2%}",
-                flush=True,
-            )
+            print(f"{model}, {options or 'none'}: {clean:.2%}, corrupted {corrupted:.2%}", flush=True)
 
 
 def _evaluate(model: str, options: str, limit: int, data: Path | None) -> dict[str, Any]:

@@ -267,17 +267,21 @@ def _on_each_image(first: _Draft, other: _Draft, shared: Sequence[int]) -> list[
 
     None where a run did not keep what it said of each image.
     """
-    each: list[Tensor] = []
+    import torch
+
+    def on_each(draft: _Draft, seed: int) -> Tensor | None:
+        """The share of the seed's runs that are right; runs of the same seed are averaged, as in `_values`."""
+        tested = [entry.run for entry in draft.entries if entry.seed == seed and entry.test_accuracy is not None]
+        kept = [run.right for run in tested if run.right is not None]
+        return torch.stack(kept).double().mean(0) if len(kept) == len(tested) else None
+
+    each = []
     for seed in shared:
-        sides = []
-        for draft in (other, first):
-            tested = [entry.run for entry in draft.entries if entry.seed == seed and entry.test_accuracy is not None]
-            kept = [run.right.double() for run in tested if run.right is not None]
-            if len(kept) < len(tested):
-                return None
-            sides.append(sum(kept[1:], kept[0]) / len(kept))
-        each.append(sides[0] - sides[1])
-    differences: list[float] = (sum(each[1:], each[0]) / len(each)).tolist()
+        theirs, mine = on_each(other, seed), on_each(first, seed)
+        if theirs is None or mine is None:
+            return None
+        each.append(theirs - mine)
+    differences: list[float] = torch.stack(each).mean(0).tolist()
     return differences
 
 

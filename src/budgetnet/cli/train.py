@@ -142,7 +142,7 @@ def _add_own_options(parser: ArgumentParser, between: str) -> None:
     add("recipe_file", metavar="RECIPE", nargs="?", help="a YAML file, or the name of one of recipes/")
     add("--data", metavar="DIR", help="where the data is (default: $BUDGETNET_DATA, else the cache folder)")
     add("--output", metavar="RUN", help="the run's folder (default: runs/RECIPE-TIME)")
-    add("--resume", action="store_true", help="continue the run in RUN where it stopped, exactly; it has its recipe")
+    add("--resume", action="store_true", help="continue the run in RUN where it stopped, exactly; without RECIPE")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
     devices = "processes that share each batch, on a GPU of this machine each, or its CPU (default 1)"
     add("--devices", type=int, default=1, help=devices)
