@@ -53,8 +53,8 @@ def find_recipe(recipe: Path) -> Path:
         return brought
     if (recipe / CONFIG).is_file():
         raise ConfigError(
-            f"{recipe} is the folder of a run: `budgetnet train --resume --output {shlex.quote(str(recipe))}` continues "
-            f"it, and its recipe is {recipe / CONFIG}"
+            f"{recipe} is the folder of a run: `budgetnet train --resume --output {shlex.quote(str(recipe))}` "
+            f"continues it, and its recipe is {recipe / CONFIG}"
         )
     if recipe.is_dir():
         raise ConfigError(f"{recipe} is a folder, expected a recipe: a YAML file, or a name, such as quick")
