@@ -138,6 +138,17 @@ def test_the_table_is_no_wider_than_80_columns_and_the_page_names_options():
     assert "| `--x 1` | 95.50 ± 0.71 % | +5.00 ± 0.00 | beyond noise | 2 |" in page
 
 
+def test_the_page_says_how_many_parameters_each_has_where_they_differ():
+    found = record([0.9, 0.91], [0.95, 0.96])
+    assert "parameters" not in ablate.markdown(found)
+    for row in found["runs"][2:]:
+        row["parameters"] = 97_657
+    page = ablate.markdown(found)
+    assert "| variant | options | parameters | validation accuracy |" in page
+    assert "| 10 | 90.50 ± 0.71 % |" in page
+    assert "| `--x 1` | 97,657 | 95.50 ± 0.71 % |" in page
+
+
 def test_a_study_in_a_file_has_named_variants(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("recipe: r.yaml\nalways: --epochs 2\nshift: 7\nvariants: {as it is: '', two: --epochs 1 --x 'a b'}")

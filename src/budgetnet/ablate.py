@@ -409,7 +409,7 @@ def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The comparison as a table for a page."""
+    """The comparison as a table for a page; with the parameters, where variants differ in them."""
     common = f"`{record['recipe']}`" + (f", `{record['always']}`" if record["always"] else "")
     hardware = record["hardware"]
     if hardware:
@@ -417,15 +417,16 @@ def markdown(record: Mapping[str, Any]) -> str:
     measures = _measures(record)
     titles = {"val_accuracy": "validation accuracy", "corruption_accuracy": "mean accuracy under corruption"}
     heads = "".join(f" {titles[measure]} | against the first, points | |" for measure in measures)
+    sized = len({run["parameters"] for run in record["runs"]}) > 1
     lines = [
         f"{common}:",
         "",
-        f"| variant | options |{heads} seeds |",
-        f"|---|---|{'--:|--:|---|' * len(measures)}--:|",
+        f"| variant | options |{' parameters |' if sized else ''}{heads} seeds |",
+        f"|---|---|{'--:|' if sized else ''}{'--:|--:|---|' * len(measures)}--:|",
     ]
     for found in zip(*(compare(record, measure) for measure in measures), strict=True):
         options = f"`{found[0]['options']}`" if found[0]["options"] else ""
-        cells = [found[0]["variant"], options]
+        cells = [found[0]["variant"], options, *([f"{found[0]['parameters']:,}"] if sized else [])]
         for row in found:
             against = "" if "difference" not in row else seeds.percent(row["difference"], row["interval"], sign=True)
             cells += [f"{seeds.percent(row['mean'], row['std'])} %", against, row.get("verdict", "")]
