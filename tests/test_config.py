@@ -41,7 +41,7 @@ DEFAULTS = """
 budget: 5_000_000, init: default, start: null, epochs: 200, batch_size: 128, accumulate: 1, sync_norm: false,
 exchange: fp32, label_smoothing: 0.0, clip_norm: null, ema: 0.0, swa: 0.0, patience: null, tta: none, precision: fp32,
 channels_last: true, compile: false, checkpoint_steps: null, checkpoint_minutes: 10.0, seed: 0, experiment: budgetnet,
-model: {name: enhanced, width: null, stem: 1, stages: null, dropout: 0.0, drop_path: 0.0, zero_init: false,
+model: {name: enhanced, width: null, stem: 1, stages: null, dropout: 0.0, drop_path: 0.0,
   channels: null, ranks: null},
 augment: {crop_padding: 0, crop_border: zeros, flip: none, rotation: 0.0, policy: none, policy_ops: null,
   policy_magnitude: null, consistency: 0.0, brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0, erase_p: 0.0,
@@ -72,6 +72,11 @@ def test_a_model_survives_its_way_through_a_file():
     assert model_from_dict(dataclasses.asdict(ModelConfig())) == ModelConfig()
     with pytest.raises(ConfigError, match=r"model\.depht is not an option"):
         model_from_dict({"name": "resnet18", "depht": 3})
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_a_network_in_a_file_may_have_begun_as_none_does_any_more(zero_init):
+    assert model_from_dict({"name": "resnet18", "zero_init": zero_init}) == ModelConfig(name="resnet18")
 
 
 def test_the_nearest_name_is_found_whole_or_by_its_last_part():

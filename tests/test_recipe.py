@@ -78,8 +78,11 @@ def test_every_whole_number_may_be_written_so(option, tmp_path):
 
 
 def test_an_option_that_was_taken_out_may_be_in_a_file_where_it_meant_nothing(tmp_path):
-    path = recipe(tmp_path, "optimizer: {lr: 0.5, lookahead_steps: 0, lookahead_alpha: 0.5}\n")
-    assert load_recipe(path) == load_recipe(recipe(tmp_path, "optimizer: {lr: 0.5}\n"))
+    old = "optimizer: {lr: 0.5, lookahead_steps: 0, lookahead_alpha: 0.5}\nmodel: {width: 8, zero_init: false}\n"
+    new = "optimizer: {lr: 0.5}\nmodel: {width: 8}\n"
+    assert load_recipe(recipe(tmp_path, old)) == load_recipe(recipe(tmp_path, new))
+    with pytest.raises(ConfigError, match=r"model\.zero_init is True, but is no option any more: train without"):
+        load_recipe(recipe(tmp_path, "model: {zero_init: true}\n"))
     path = recipe(tmp_path, "optimizer: {lookahead_steps: 5}\n")
     with pytest.raises(ConfigError, match=r"optimizer\.lookahead_steps is 5, but is no option any more: train without"):
         load_recipe(path)

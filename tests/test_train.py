@@ -184,7 +184,7 @@ def test_dropout_and_plateau_resume_exactly_too(tmp_path):
 
 def test_noise_within_the_network_resumes_exactly_too(tmp_path):
     stages = [StageConfig(block="shake", width=8, depth=1, stride=4), StageConfig(width=8, depth=1, cbam=2)]
-    model = ModelConfig(name="residual", stages=stages, drop_path=0.4, zero_init=True)
+    model = ModelConfig(name="residual", stages=stages, drop_path=0.4)
     config = replace(TINY, model=model, init="kaiming")
     run(config, tmp_path / "whole")
     stopper = Stopper(STEPS + 2)
@@ -394,7 +394,7 @@ class NoWaiting(TorchDispatchMode):
         {"mix": MixConfig(name="cutmix", p=0.5), "augment": AugmentConfig(policy="rand")},
         {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
         {"augment": AugmentConfig(policy="augmix", consistency=12)},
-        {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2, zero_init=True)},
+        {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2)},
         {"optimizer": OptimizerConfig(sam=0.05), "clip_norm": 1.0},
     ],
     ids=[

@@ -215,13 +215,15 @@ def to_yaml(config: Config) -> str:
 
 
 def model_from_dict(values: dict[str, Any]) -> ModelConfig:
-    """The inverse of `dataclasses.asdict` for a `ModelConfig` that comes from a file.
+    """The inverse of `dataclasses.asdict` for a `ModelConfig` that comes from a file, perhaps by an older version.
 
     Raises:
         ConfigError: an unknown key or a value out of range.
         TypeError: `values` has another structure.
     """
     allowed = {f.name for f in fields(ModelConfig)}
+    # No option any more; it said what some norms began with, and a network that is in a file has begun.
+    values = {key: value for key, value in values.items() if key != "zero_init"}
     for key in values:
         if key not in allowed:
             raise ConfigError(f"model.{key} is not an option{nearest(key, allowed, 'model.')}")

@@ -33,7 +33,11 @@ RUNS = Path("runs")
 BROUGHT = Path(__file__).parent / "recipes"
 """The recipes that are part of the package; in a checkout, a link to those at its top."""
 
-_TAKEN_OUT = {"optimizer.lookahead_steps": 0, "optimizer.lookahead_alpha": 0.5}
+_TAKEN_OUT: dict[str, Any] = {
+    "optimizer.lookahead_steps": 0,
+    "optimizer.lookahead_alpha": 0.5,
+    "model.zero_init": False,
+}
 """Options that are no more, with the value that meant none of it, as older runs and model files hold it."""
 
 

@@ -94,8 +94,6 @@ class ModelConfig:
     drop_path: float = 0.0
     """Stochastic depth: share of images for which the last residual branch is left out; earlier ones in proportion to
     their place (Huang 2016, arXiv:1603.09382)."""
-    zero_init: bool = False
-    """Start the norm that ends each residual branch with weight 0, under either init (Goyal 2017, arXiv:1706.02677)."""
     channels: list[int] | None = None
     """Channels left at each place inside blocks where some may go, in the order of the network; null is all. What
     `budgetnet compress --sparsity` sets."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from budgetnet import memory
 from budgetnet.config import ModelConfig
 from budgetnet.errors import BudgetError, ConfigError
-from budgetnet.models.blocks import BLOCKS, BlockOptions, ZeroNorm
+from budgetnet.models.blocks import BLOCKS, BlockOptions
 from budgetnet.models.foreign import PREFIX, TimmArchitecture
 from budgetnet.models.named import NETWORKS, wide_resnet
 from budgetnet.models.residual import ResidualArchitecture
@@ -162,9 +162,8 @@ def largest_width(
 def kaiming_(network: nn.Module) -> None:
     """Initialise in place as the reference project does; frozen parameters stay as they are.
 
-    Convolutions: normal, variance 2 / fan-out (He et al. 2015, arXiv:1502.01852). Batch norms: weight 1, or 0 where
-    `model.zero_init` says so. Linear layers: normal, standard deviation 1e-3. Biases of all these: 0. What else a
-    network has stays as it is.
+    Convolutions: normal, variance 2 / fan-out (He et al. 2015, arXiv:1502.01852). Batch norms: weight 1.
+    Linear layers: normal, standard deviation 1e-3. Biases of all these: 0. What else a network has stays as it is.
     """
     for module in network.modules():
         if not isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
@@ -173,7 +172,7 @@ def kaiming_(network: nn.Module) -> None:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif isinstance(module, nn.BatchNorm2d):
-                nn.init.constant_(module.weight, 0.0 if isinstance(module, ZeroNorm) else 1.0)
+                nn.init.ones_(module.weight)
             else:
                 nn.init.normal_(module.weight, std=1e-3)
         if module.bias is not None and module.bias.requires_grad:
@@ -235,11 +234,9 @@ def _with_options(architecture: _Architecture, config: ModelConfig) -> _Architec
         raise ConfigError(
             f"model.drop_path is {config.drop_path:g}, but {config.name} has no residual blocks: leave it out"
         )
-    if config.zero_init and not any(kind.ends_in_norm for kind in kinds):
-        raise ConfigError(f"model.zero_init is true, but no block of {config.name} ends in a batch norm: leave it out")
     if not isinstance(architecture, ResidualArchitecture):
         return architecture
-    options = BlockOptions(dropout=config.dropout, drop_path=config.drop_path, zero_init=config.zero_init)
+    options = BlockOptions(dropout=config.dropout, drop_path=config.drop_path)
     return replace(architecture, options=options)
 
 

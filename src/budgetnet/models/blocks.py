@@ -44,15 +44,6 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class ZeroNorm(BatchNorm2d):
-    """A batch norm whose weight starts at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
-
-    def reset_parameters(self) -> None:
-        """As at the start."""
-        super().reset_parameters()
-        nn.init.zeros_(self.weight)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
     """What the whole network decides for a block."""
@@ -61,16 +52,13 @@ class BlockOptions:
     """Share of values dropped before the second convolution; pre-activation blocks only."""
     drop_path: float = 0.0
     """Share of images for which the residual branch is left out in training."""
-    zero_init: bool = False
-    """Whether the norm that ends the residual branch starts with weight 0."""
 
 
 class Block(nn.Module):
     """What all kinds of block share: the shortcut, the gate, and where the two branches meet.
 
-    A kind makes the layers of its residual branch in `_convolutions`, the norm that ends it by `_last_norm`, and
-    computes in `forward`, where `_sum` joins the branch and the shortcut. What else differs from what is here it
-    overrides.
+    A kind makes the layers of its residual branch in `_convolutions`, and computes in `forward`, where `_sum`
+    joins the branch and the shortcut. What else differs from what is here it overrides.
 
     Args:
         in_channels: channels coming in.
@@ -87,8 +75,6 @@ class Block(nn.Module):
     """The kind of norm before the first and after the last."""
     wide_inside: ClassVar[bool] = False
     """Whether `expansion` widens the inside, and not what comes out."""
-    ends_in_norm: ClassVar[bool] = True
-    """Whether a batch norm ends the residual branch."""
     drops: ClassVar[bool] = False
     """Whether it has a dropout."""
     sequences: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -165,10 +151,6 @@ class Block(nn.Module):
         """The gate, where the stage has one; of the channels where it stands."""
         return make_gate(self.stage, self.out_channels)
 
-    def _last_norm(self) -> BatchNorm2d:
-        """A norm for the end of the residual branch."""
-        return (ZeroNorm if self.options.zero_init else BatchNorm2d)(self.out_channels)
-
     def _sum(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """Both branches, (n, out_channels, h, w) each, gated and with stochastic depth, in one."""
         if self.se_block is not None and self.stage.se_place == "branch":
@@ -213,7 +195,7 @@ class BasicBlock(Block):
         self.conv1, self.pointwise1 = _conv3x3(in_channels, stage.width, stage, stride)
         self.bn1 = BatchNorm2d(stage.width)
         self.conv2, self.pointwise2 = _conv3x3(stage.width, self.out_channels, stage, 1)
-        self.bn2 = self._last_norm()
+        self.bn2 = BatchNorm2d(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, h, w) to (n, out_channels, ceil(h / stride), ceil(w / stride))."""
@@ -237,7 +219,7 @@ class BottleneckBlock(Block):
         self.conv2, self.pointwise = _conv3x3(stage.width, stage.width, stage, stride)
         self.bn2 = BatchNorm2d(stage.width)
         self.conv3 = nn.Conv2d(stage.width, self.out_channels, 1, bias=False)
-        self.bn3 = self._last_norm()
+        self.bn3 = BatchNorm2d(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, h, w) to (n, out_channels, ceil(h / stride), ceil(w / stride))."""
@@ -252,7 +234,7 @@ class PreactBlock(Block):
     """Norm and activation before each of two 3x3 convolutions; the projection has no norm (arXiv:1603.05027)."""
 
     takes, gives = "raw", "sum"
-    ends_in_norm, drops = False, True
+    drops = True
     sequences = (("conv1", "pointwise1", "bn2", "conv2", "pointwise2"),)
 
     def _convolutions(self, in_channels: int, stage: StageConfig, stride: int) -> None:
@@ -293,7 +275,7 @@ class PyramidBlock(Block):
         self.conv1, self.pointwise1 = _conv3x3(in_channels, stage.width, stage, stride)
         self.bn2 = BatchNorm2d(stage.width)
         self.conv2, self.pointwise2 = _conv3x3(stage.width, self.out_channels, stage, 1)
-        self.bn3 = self._last_norm()
+        self.bn3 = BatchNorm2d(self.out_channels)
 
     def _shortcut(self) -> nn.Module:
         return PaddedShortcut(self.in_channels, self.out_channels, self.stride)
@@ -324,7 +306,7 @@ class ShakeBlock(Block):
                 BatchNorm2d(stage.width),
                 self.activation,
                 *_conv3x3(stage.width, self.out_channels, stage, 1),
-                self._last_norm(),
+                BatchNorm2d(self.out_channels),
             )
             for _ in range(2)
         )
@@ -364,7 +346,7 @@ class InvertedBlock(Block):
         self.bn2 = BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, self.out_channels, 1, bias=False)
         # Where there is no shortcut to carry them, all images would end in a branch of zeros.
-        self.bn3 = BatchNorm2d(self.out_channels) if self.projects else self._last_norm()
+        self.bn3 = BatchNorm2d(self.out_channels)
 
     def _channels(self) -> str:
         return f"{self.hidden}-{self.out_channels}"
@@ -398,7 +380,7 @@ class ConvNextBlock(Block):
 
     takes, gives = "normed", "unnormed"
     norm = ChannelNorm
-    wide_inside, ends_in_norm = True, False
+    wide_inside = True
     sequences = (("conv2", "conv3"),)
 
     @classmethod
