@@ -431,7 +431,7 @@ def nearest_orthogonal(update):
 
 
 def test_muon_orthogonalises_the_updates_of_convolutions_and_is_nesterovs_momentum_for_the_rest(monkeypatch):
-    monkeypatch.setattr(optim, "orthogonalize", lambda matrix: nearest_orthogonal(matrix))
+    monkeypatch.setattr(optim, "orthogonalize", lambda matrices: torch.stack([*map(nearest_orthogonal, matrices)]))
     torch.manual_seed(0)
     ours = Small()
     theirs = copy.deepcopy(ours)
@@ -482,7 +482,7 @@ def test_muon_leaves_what_has_no_gradient_as_it_is():
 )
 def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_towards_1(rows, columns, scale, seed):
     matrix = scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    found = orthogonalize(matrix)
+    (found,) = orthogonalize(matrix[None])
     assert found.shape == matrix.shape
     u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     core = u.T @ found.double() @ v.T
@@ -499,23 +499,49 @@ def test_orthogonalising_takes_the_singular_values_three_times_through_jordans_p
     values = values / values.norm()
     for _ in range(3):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    torch.testing.assert_close(orthogonalize(matrix).double(), u @ torch.diag(values) @ v, rtol=0, atol=1e-4)
+    (found,) = orthogonalize(matrix[None])
+    torch.testing.assert_close(found.double(), u @ torch.diag(values) @ v, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_orthogonalising_computes_in_32_bits_on_a_cpu_whatever_the_matrix_has(dtype):
-    matrix = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert orthogonalize(matrix).dtype == dtype
-    assert torch.equal(orthogonalize(matrix), orthogonalize(matrix.float()).to(dtype))
+    matrices = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert orthogonalize(matrices).dtype == dtype
+    assert torch.equal(orthogonalize(matrices), orthogonalize(matrices.float()).to(dtype))
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-7, 1e-6])
 def test_orthogonalising_next_to_nothing_gives_nothing_large(size):
-    assert 0 <= orthogonalize(torch.full((1, 1), size)).item() < 1.3
+    assert 0 <= orthogonalize(torch.full((1, 1, 1), size)).item() < 1.3
 
 
 def test_orthogonalising_nothing_gives_nothing():
-    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
+    zeros = torch.zeros(2, 3, 5)
+    assert torch.equal(orthogonalize(zeros), zeros)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_each_convolution_alike_however_many_have_its_shape_and_in_either_layout(layout):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4, 3, 3), (4, 6, 1, 1), (6, 4, 3, 3), (8, 2, 1, 1), (4, 3, 3, 3), (6, 4, 3, 3), (3, 12, 1, 3)]
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def moved(places):
+        """The parameters at these places after a step of an optimizer that has no others."""
+        parameters = [nn.Parameter(start[place].clone(memory_format=layout)) for place in places]
+        for parameter, place in zip(parameters, places, strict=True):
+            parameter.grad = gradients[place].clone(memory_format=layout)
+        Muon([{"params": parameters, "orthogonal": True}], 0.1, 0.6).step()
+        assert all(p.is_contiguous(memory_format=layout) for p in parameters)
+        return [parameter.detach() for parameter in parameters]
+
+    together = moved(range(len(shapes)))
+    for place, found in enumerate(together):
+        torch.testing.assert_close(found, moved([place])[0], rtol=1e-5, atol=1e-6)
+        (update,) = orthogonalize(1.6 * gradients[place].flatten(1)[None])
+        expected = start[place] * len(found) ** 0.5 / start[place].norm() - 0.1 * update.view(found.shape)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

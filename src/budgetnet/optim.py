@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,33 +103,52 @@ class Muon(torch.optim.Optimizer):
             updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
             if group["orthogonal"]:
                 norms = torch._foreach_norm(parameters)
-                torch._foreach_mul_(parameters, [len(p) ** 0.5 / n for p, n in zip(parameters, norms, strict=True)])
-                updates = [orthogonalize(update.flatten(1)).view(update.shape) for update in updates]
+                torch._foreach_div_(norms, [len(parameter) ** 0.5 for parameter in parameters])
+                torch._foreach_div_(parameters, norms)
+                updates = _orthogonalized(updates)
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Roughly the nearest matrix with orthonormal rows, or columns if it has fewer: its singular values become about 1.
+def _orthogonalized(updates: Sequence[Tensor]) -> list[Tensor]:
+    """Each as `orthogonalize` has it, with a row for each output channel: of those of one shape all at once.
+
+    They are many and small, so that an accelerator takes no longer for some than for one. Which column is which does
+    not matter: they stand as in memory, where nothing has to be moved for it, nor back.
+    """
+    orders = [sorted(range(1, update.ndim), key=update.stride, reverse=True) for update in updates]
+    rows = [update.permute(0, *order) for update, order in zip(updates, orders, strict=True)]
+    alike: dict[torch.Size, list[int]] = {}
+    for place, matrix in enumerate(rows):
+        alike.setdefault(matrix.shape, []).append(place)
+    found = list(updates)
+    for shape, places in alike.items():
+        together = orthogonalize(torch.stack([rows[place] for place in places]).flatten(2))
+        for place, matrix in zip(places, together.view(-1, *shape), strict=True):
+            found[place] = matrix.movedim(tuple(range(1, matrix.ndim)), orders[place])
+    return found
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Roughly the nearest matrices with orthonormal rows, or columns if they have fewer: singular values of about 1.
 
     Three Newton-Schulz iterations of degree 5, with coefficients that lift small singular values fast rather than reach
     1: after them those above 0.05 of the Frobenius norm lie in (0.3, 1.3). In bfloat16 on CUDA, else in float32.
 
     Args:
-        matrix: (rows, columns) float; left unchanged.
+        matrices: (n, rows, columns) float; left unchanged.
 
     Returns:
-        (rows, columns), dtype of `matrix`; 0 for 0.
+        (n, rows, columns), contiguous, dtype of `matrices`; 0 for 0.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(3):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    orthogonal: Tensor = x.T if tall else x
-    return orthogonal.to(matrix.dtype)
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype).contiguous()
 
 
 @contextmanager
@@ -270,15 +289,11 @@ class WeightAverage:
         t = self.updates
         weight = 1 / (1 + t) if self.decay is None else 1 - min(self.decay, (1 + t) / (10 + t))
         self.updates += 1
-        averaged: list[Tensor] = []
-        current: list[Tensor] = []
-        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                averaged.append(mine)
-                current.append(theirs)
-            else:
-                mine.copy_(theirs)
-        torch._foreach_lerp_(averaged, current, weight)
+        mine, theirs = self.network.state_dict(), network.state_dict()
+        averaged = {name for name, tensor in mine.items() if tensor.is_floating_point()}
+        torch._foreach_lerp_([mine[name] for name in averaged], [theirs[name] for name in averaged], weight)
+        if counters := mine.keys() - averaged:
+            torch._foreach_copy_([mine[name] for name in counters], [theirs[name] for name in counters])
 
 
 @torch.no_grad()

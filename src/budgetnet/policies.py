@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -267,17 +268,19 @@ def _change(images: Tensor, space: Space, level: Tensor, rng: Generator, changed
     device = images.device
     which = draws.randint(0, len(space), (len(images),), rng, device)
     minus = draws.randint(0, 2, (len(images),), rng, device)
-
-    def column(values: Sequence[float]) -> Tensor:
-        """One value an image; made by filling: copying a list to a GPU would make the host wait."""
-        return torch.cat([torch.full((1,), float(value), device=device) for value in values]).index_select(0, which)
-
-    signed = column([name in _SIGNED for name in space])
-    start, extent = (column([ends[part] for ends in space.values()]) for part in (0, 1))
+    signed, start, extent = _columns(tuple(space.items()), device).index_select(1, which)
     magnitude = start + extent * level * (1 - 2 * signed * minus)
     if changed is not None:
         which = torch.where(changed, which, len(space))
     return apply(images, (*space, "identity"), which, magnitude)
+
+
+@cache  # copying a list to a GPU makes the host wait, and filling in each number takes a kernel for each
+def _columns(space: tuple[tuple[Operation, tuple[float, float]], ...], device: torch.device) -> Tensor:
+    """float32 (3, operations): 1 for those that have two sides, magnitude at the lowest level, and the rest to the
+    highest."""
+    rows = [(float(name in _SIGNED), *map(float, ends)) for name, ends in space]
+    return torch.tensor(rows).T.contiguous().to(device)
 
 
 def _move(images: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, across: Tensor, down: Tensor) -> Tensor:

@@ -251,7 +251,9 @@ class Training:
         Validation would find most of it, but there may be none; and with a loss scale, gradients that always overflow
         leave every update out, in silence.
         """
-        bad = [name for name, value in network.state_dict().items() if not value.isfinite().all()]
+        state = network.state_dict()
+        sound = torch.stack([value.isfinite().all() for value in state.values()]).tolist()  # one wait for all
+        bad = [name for name, good in zip(state, sound, strict=True) if not good]
         if bad:
             return f"{len(bad)} tensors of the network are not finite (the first is {bad[0]})"
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0

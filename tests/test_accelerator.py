@@ -1,0 +1,77 @@
+"""Training on an accelerator, pretended by a CPU: all of it stays there, and the host does not wait for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+SMALL = ["--dataset", "cifar10", "--model.width", "8", "--budget", "null", "--batch-size", "8", "--precision", "fp32"]
+OPTIONS = {
+    "smoke": ["--model.width", "null"],
+    "sam": ["--optimizer.sam", "0.05", "--clip-norm", "1"],
+    "pieces": ["--accumulate", "2", "--mix.name", "mixup"],
+    "rand": ["--augment.policy", "rand", "--augment.cutout", "8", "--mix.name", "ricap"],
+    "branches": ["--model.name", "shake_shake26_2x32d", "--model.drop-path", "0.2"],
+    "adamw": ["--optimizer.name", "adamw", "--model.name", "convnext_atto"],
+    "shallow": ["--model.name", "wrn_16_4"],
+    "deep": ["--model.name", "wrn_28_4"],
+}
+CASES = {
+    name: [f"recipes/{name if name in RECIPES else 'tiny'}.yaml", *SMALL, *OPTIONS.get(name, [])]
+    for name in (*RECIPES, *OPTIONS)
+}
+
+
+def trained(work, cases):
+    command = [sys.executable, "tests/pretended.py", work, json.dumps(cases)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return trained("steps", CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_on_an_accelerator_is_the_same_and_never_waits_for_it(found, name):
+    cpu, accelerator = found[name]["cpu"], found[name]["accelerator"]
+    assert len(cpu["losses"]) == 3
+    assert accelerator["losses"] == pytest.approx(cpu["losses"], rel=1e-3)
+    assert min(accelerator["kernels"]) > 10
+    assert accelerator["waits"] == {}
+    assert cpu["kernels"] == [0, 0]
+
+
+def test_muon_starts_no_more_kernels_for_more_convolutions_of_the_same_shapes(found):
+    shallow, deep = (found[name]["accelerator"]["kernels"] for name in ("shallow", "deep"))
+    assert deep[0] > 1.4 * shallow[0]
+    assert deep[1] == shallow[1]
+
+
+def test_a_step_starts_few_kernels(found):
+    """It takes a GPU as long to start one as to compute most of them."""
+    kernels = {name: sum(found[name]["accelerator"]["kernels"]) for name in ("best", "robust", "speedrun")}
+    assert kernels["best"] < 700
+    assert kernels["robust"] < 1300
+    assert kernels["speedrun"] < 225
+
+
+def test_a_run_on_an_accelerator_is_the_same_stopped_and_resumed_too():
+    options = ["--optimizer.name", "muon", "--optimizer.nesterov", "false", "--ema", "0.9", "--tta", "flip"]
+    (found,) = trained("whole", {"run": ["recipes/smoke.yaml", *options]}).values()
+    waits = found["accelerator"].pop("waits")
+    assert found["cpu"].pop("waits") == {}
+    for summary in found.values():
+        assert summary.pop("minutes") > 0
+    assert found["accelerator"] == found["cpu"]
+    assert found["cpu"]["stopped"]
+    # Whatever the number of steps: once at the end of each of the two epochs that were left.
+    assert [count for line, count in waits.items() if "self.group.sum" in line] == [2]
+    files = {line.split()[2] for line in waits}
+    assert files == {"training.py:", "train.py:", "state.py:", "checkpoint.py:", "logits.py:"}
