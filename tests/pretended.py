@@ -3,12 +3,14 @@
 Tensors on it are wrappers of tensors on the CPU. An operation on tensors of both devices is an error, as on a GPU; each
 operation that a GPU would start a kernel for is counted, and so is, with the line of budgetnet that is behind it, each
 that makes the host wait for the device: numbers that are read, shapes that depend on them, copies in either direction.
+As on Apple's GPUs, there are no numbers of 64 bits with a fraction.
 What has two implementations in PyTorch takes that of the CPU, and autocast has nothing registered and casts nothing.
 
 It changes PyTorch for the whole process, and is imported before budgetnet. As a program it trains on it:
 
     python tests/pretended.py steps CASES     a JSON object of lists of arguments by name: what `steps` returns by name
     python tests/pretended.py whole CASES     likewise of `whole`
+    python tests/pretended.py logits CASES    likewise of `logits`
 """
 
 import json
@@ -86,11 +88,14 @@ class Pretended(TorchDispatchMode):
 
         args, kwargs = pytree.tree_unflatten([_plain(leaf) for leaf in leaves], spec)
         mine = {id(tensor.plain): tensor for tensor in here}  # what is changed in place comes back as it came
-        return pytree.tree_map_only(
-            torch.Tensor,
-            lambda out: (mine[id(out)] if id(out) in mine else _Tensor(out)) if on_it else out,
-            func(*args, **kwargs),
-        )
+
+        def wrapped(out):
+            if out.dtype == torch.float64:
+                raise RuntimeError(f"{func} gives float64, which not every accelerator has")
+            return mine[id(out)] if id(out) in mine else _Tensor(out)
+
+        found = func(*args, **kwargs)
+        return pytree.tree_map_only(torch.Tensor, wrapped, found) if on_it else found
 
     def note(self, name):
         """Count a wait, by the innermost line of budgetnet."""
@@ -190,7 +195,28 @@ def whole(recipe, *options):
     return found
 
 
+def logits(name):
+    """The logits of some random images by a network of that name, on each device: mean over views, and after its norms
+    have the statistics of the images."""
+    from budgetnet import models
+    from budgetnet.config import ModelConfig
+    from budgetnet.logits import predict_logits
+    from budgetnet.remedies import adapted
+
+    torch.manual_seed(0)
+    network = models.build(ModelConfig(name=name, width=8), 10)
+    images, mean, std = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3
+    found = {}
+    for where, device in {"cpu": torch.device("cpu"), "accelerator": DEVICE}.items():
+        with Pretended():
+            network = network.to(device)
+            own = predict_logits(network, images, mean, std, tta="crops")
+            better = predict_logits(adapted(network, images, mean, std, prior=4), images, mean, std)
+            found[where] = [own.tolist(), better.tolist()]
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work = {"steps": steps, "whole": whole}[sys.argv[1]]
+    work = {"steps": steps, "whole": whole, "logits": logits}[sys.argv[1]]
     print(json.dumps({name: work(*case) for name, case in json.loads(sys.argv[2]).items()}))

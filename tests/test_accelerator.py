@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,13 @@ def test_muon_starts_no_more_kernels_for_more_convolutions_of_the_same_shapes(fo
     shallow, deep = (found[name]["accelerator"]["kernels"] for name in ("shallow", "deep"))
     assert deep[0] > 1.4 * shallow[0]
     assert deep[1] == shallow[1]
+
+
+def test_predictions_and_norm_statistics_are_the_same_on_an_accelerator():
+    for each in trained("logits", {name: [name] for name in ("wrn_16_4", "whitened_cnn")}).values():
+        np.testing.assert_allclose(each["accelerator"], each["cpu"], rtol=1e-3, atol=1e-3)
+        own, better = each["cpu"]
+        assert not np.allclose(own, better, rtol=0, atol=0.01)
 
 
 def test_a_step_starts_few_kernels(found):

@@ -67,7 +67,8 @@ def adapted(
     ours = n / (prior + n)
     device = next(network.parameters()).device
     source = {norm: _statistics(norm) for norm in norms}
-    means = {norm: torch.zeros_like(source[norm][0], dtype=torch.float64) for norm in norms}
+    # On the CPU: Apple's GPUs have no 64 bits.
+    means = {norm: torch.zeros(len(source[norm][0]), dtype=torch.float64) for norm in norms}
     squares = {norm: torch.zeros_like(means[norm]) for norm in norms}
     share = 0.0
 
@@ -75,8 +76,8 @@ def adapted(
         assert isinstance(norm, _BatchNorm)
         x = inputs[0].float()
         variance, average = torch.var_mean(x, [i for i in range(x.ndim) if i != 1], correction=0)
-        means[norm] += share * average.double()
-        squares[norm] += share * (variance.double() + average.double() ** 2)
+        means[norm] += share * average.cpu().double()
+        squares[norm] += share * (variance.cpu().double() + average.cpu().double() ** 2)
         _blend(norm, source[norm], average, variance, ours)
 
     handles = [norm.register_forward_pre_hook(take) for norm in norms]
@@ -100,7 +101,7 @@ def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def _blend(norm: _BatchNorm, source: tuple[Tensor, Tensor], mean: Tensor, variance: Tensor, share: float) -> None:
     for name, old, new in zip(("running_mean", "running_var"), source, (mean, variance), strict=True):
-        setattr(norm, name, ((1 - share) * old + share * new).to(old.dtype))
+        setattr(norm, name, ((1 - share) * old.to(new.device) + share * new).to(old.dtype).to(old.device))
 
 
 def _order(images: Tensor) -> Tensor:
