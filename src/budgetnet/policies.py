@@ -42,6 +42,8 @@ _MOVING = {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"}
 _TABULAR = {"brightness", "contrast", "posterize", "solarize", "autocontrast", "equalize"}
 _BLENDING = {"color", "sharpness"}
 _SIGNED = {*_MOVING, "brightness", "color", "contrast", "sharpness"}  # as likely to either side of the lowest level
+_NEUTRAL = {"brightness": 1.0, "color": 1.0, "contrast": 1.0, "sharpness": 1.0, "posterize": 8.0, "solarize": 256.0}
+"""The magnitude that changes nothing, where it is not 0."""
 _LEVELS = 30  # above 0, of RandAugment and TrivialAugment
 _CHAINS = 3  # of AugMix
 
@@ -76,18 +78,20 @@ def apply(images: Tensor, operations: Sequence[Operation], which: Tensor, magnit
         ValueError: `images` is not such.
     """
     n, c, h, w = _shape(images)
-    chosen = {name: which == place for place, name in enumerate(operations)}
+    device = images.device
+    each = which == torch.arange(len(operations), device=device).unsqueeze(1)
+    chosen = dict(zip(operations, each, strict=True))
+    neutral = _constants(tuple(_NEUTRAL.get(name, 0.0) for name in operations), device).unsqueeze(1)
+    amounts = dict(zip(operations, torch.where(each, magnitude, neutral), strict=True))
 
-    def amount(name: Operation, neutral: float) -> Tensor:
+    def amount(name: Operation) -> Tensor:
         """(n, 1, 1): the magnitude of those that have this operation, and for the others what changes nothing."""
-        amounts = (
-            torch.where(chosen[name], magnitude, neutral) if name in chosen else torch.full_like(magnitude, neutral)
-        )
-        return amounts.view(n, 1, 1)
+        found = amounts[name] if name in amounts else _constants((_NEUTRAL.get(name, 0.0),), device).expand(n)
+        return found.view(n, 1, 1)
 
     if chosen.keys() & _MOVING:
-        across, down = amount("translate_x", 0).trunc(), amount("translate_y", 0).trunc()
-        images = _move(images, amount("rotate", 0), amount("shear_x", 0), amount("shear_y", 0), across, down)
+        across, down = amount("translate_x").trunc(), amount("translate_y").trunc()
+        images = _move(images, amount("rotate"), amount("shear_x"), amount("shear_y"), across, down)
     if chosen.keys() & _TABULAR:
         places = images.flatten(2).long()
         table = _table(images, places, chosen, amount).to(torch.uint8).expand(n, c, 256)
@@ -97,7 +101,7 @@ def apply(images: Tensor, operations: Sequence[Operation], which: Tensor, magnit
         other = _smooth(pixels) if "sharpness" in chosen else pixels
         if "color" in chosen:
             other = torch.where(chosen["color"].view(n, 1, 1, 1), _grey(images).unsqueeze(1), other)
-        images = _blend(other, pixels, (amount("color", 1) * amount("sharpness", 1)).unsqueeze(3)).to(torch.uint8)
+        images = _blend(other, pixels, (amount("color") * amount("sharpness")).unsqueeze(3)).to(torch.uint8)
     return images
 
 
@@ -268,7 +272,9 @@ def _change(images: Tensor, space: Space, level: Tensor, rng: Generator, changed
     device = images.device
     which = draws.randint(0, len(space), (len(images),), rng, device)
     minus = draws.randint(0, 2, (len(images),), rng, device)
-    signed, start, extent = _columns(tuple(space.items()), device).index_select(1, which)
+    sides, ends = (name in _SIGNED for name in space), zip(*space.values(), strict=True)
+    rows = (_constants(tuple(map(float, values)), device) for values in (sides, *ends))
+    signed, start, extent = (row.index_select(0, which) for row in rows)
     magnitude = start + extent * level * (1 - 2 * signed * minus)
     if changed is not None:
         which = torch.where(changed, which, len(space))
@@ -276,11 +282,9 @@ def _change(images: Tensor, space: Space, level: Tensor, rng: Generator, changed
 
 
 @cache  # copying a list to a GPU makes the host wait, and filling in each number takes a kernel for each
-def _columns(space: tuple[tuple[Operation, tuple[float, float]], ...], device: torch.device) -> Tensor:
-    """float32 (3, operations): 1 for those that have two sides, magnitude at the lowest level, and the rest to the
-    highest."""
-    rows = [(float(name in _SIGNED), *map(float, ends)) for name, ends in space]
-    return torch.tensor(rows).T.contiguous().to(device)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 (k,), which nobody may change."""
+    return torch.tensor(values, dtype=torch.float32).to(device)
 
 
 def _move(images: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, across: Tensor, down: Tensor) -> Tensor:
@@ -300,7 +304,7 @@ def _move(images: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, acr
 
 
 def _table(
-    images: Tensor, places: Tensor, chosen: dict[Operation, Tensor], amount: Callable[[Operation, float], Tensor]
+    images: Tensor, places: Tensor, chosen: dict[Operation, Tensor], amount: Callable[[Operation], Tensor]
 ) -> Tensor:
     """int64 (n, 1 or c, 256): what becomes of each value, by the operation that each image has.
 
@@ -314,10 +318,10 @@ def _table(
         sums = _grey(images).flatten(1).sum(1)
         mean = (2 * sums + h * w).div(2 * h * w, rounding_mode="floor")
         other = torch.where(chosen["contrast"], mean, 0).float().view(n, 1, 1)
-    table = _blend(other, values, amount("brightness", 1) * amount("contrast", 1)).long()
-    lost = 8 - amount("posterize", 8).round().long()
+    table = _blend(other, values, amount("brightness") * amount("contrast")).long()
+    lost = 8 - amount("posterize").round().long()
     table = (table >> lost) << lost
-    table = torch.where(table >= amount("solarize", 256), 255 - table, table)
+    table = torch.where(table >= amount("solarize"), 255 - table, table)
     low, high = (edge.long().unsqueeze(2) for edge in images.flatten(2).aminmax(dim=2))
     if "autocontrast" in chosen:
         stretched = (255 * (values - low)).div((high - low).clamp_min(1), rounding_mode="floor").clamp_(0, 255)
