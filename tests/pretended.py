@@ -140,8 +140,8 @@ def steps(recipe, *options):
     """Two steps of a training by random images, on the CPU and on the accelerator.
 
     Returns:
-        Of each device the losses, the loss of another batch afterwards, and, in the second step on the accelerator, how
-        many kernels were started for the gradient and for the update, and where the host waited.
+        Of each device the losses, the loss of another batch afterwards, how many kernels the second step started,
+        for the gradient and for the update, and where the host waited in both steps.
     """
     from budgetnet.data import Dataset, Images
     from budgetnet.recipe import load_recipe
@@ -156,9 +156,9 @@ def steps(recipe, *options):
         training = Training(config, dataset, torch.arange(64), device)
         training.network.train()
         batches = torch.arange(64).to(device).split(config.batch_size)
+        pretended.waits.clear()
         losses, kernels = [], []
         for seed, batch in enumerate(batches[:2]):
-            pretended.waits.clear()
             compute = partial(training.gradient, batch, seed, 32)
             for work in (compute, partial(training.update, 0.01, compute)):
                 pretended.kernels.clear()

@@ -281,10 +281,10 @@ def _change(images: Tensor, space: Space, level: Tensor, rng: Generator, changed
     return apply(images, (*space, "identity"), which, magnitude)
 
 
-@cache  # copying a list to a GPU makes the host wait, and filling in each number takes a kernel for each
+@cache  # one kernel for each number; copying them to a GPU would make the host wait
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 (k,), which nobody may change."""
-    return torch.tensor(values, dtype=torch.float32).to(device)
+    return torch.cat([torch.full((1,), value, device=device) for value in values])
 
 
 def _move(images: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, across: Tensor, down: Tensor) -> Tensor:
