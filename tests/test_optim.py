@@ -521,6 +521,13 @@ def test_orthogonalising_nothing_gives_nothing():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_orthogonal_updates_stand_in_memory_as_the_parameters_do(layout):
+    """Else each of them would be added by a kernel of its own."""
+    updates = [torch.ones(shape).clone(memory_format=layout) for shape in [(6, 4, 3, 3), (8, 5, 2, 3), (6, 4, 3, 3)]]
+    assert [found.stride() for found in optim._orthogonalized(updates)] == [update.stride() for update in updates]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_moves_each_convolution_alike_however_many_have_its_shape_and_in_either_layout(layout):
     generator = torch.Generator().manual_seed(0)
     shapes = [(6, 4, 3, 3), (4, 6, 1, 1), (6, 4, 3, 3), (8, 2, 1, 1), (4, 3, 3, 3), (6, 4, 3, 3), (3, 12, 1, 3)]
