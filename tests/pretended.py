@@ -40,12 +40,12 @@ class _Generator(torch.Generator):
 
 backend_registration._setup_privateuseone_for_python_backend("pretended", _Module())
 torch.Generator = _Generator
-torch.autograd.set_multithreading_enabled(
-    False
-)  # there are no threads for the device, of which backward would want one
+# A device has a thread of its own for backward, and there is none for this one.
+torch.autograd.set_multithreading_enabled(False)
 DEVICE = torch.device("pretended", 0)
 
-_WAITS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "bincount", "_unique2"}
+_WAITS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "bincount"}
+_WAITS |= {"_unique2", "unique_dim"}
 _VIEWS = {"alias", "as_strided", "detach", "diagonal", "expand", "permute", "select", "slice", "split", "squeeze", "t"}
 _VIEWS |= {"split_with_sizes", "transpose", "unbind", "unfold", "unsqueeze", "view", "_unsafe_view", "_reshape_alias"}
 

@@ -272,9 +272,8 @@ def _change(images: Tensor, space: Space, level: Tensor, rng: Generator, changed
     device = images.device
     which = draws.randint(0, len(space), (len(images),), rng, device)
     minus = draws.randint(0, 2, (len(images),), rng, device)
-    sides, ends = (name in _SIGNED for name in space), zip(*space.values(), strict=True)
-    rows = (_constants(tuple(map(float, values)), device) for values in (sides, *ends))
-    signed, start, extent = (row.index_select(0, which) for row in rows)
+    columns = zip(*((name in _SIGNED, *ends) for name, ends in space.items()), strict=True)
+    signed, start, extent = (_constants(tuple(map(float, each)), device).index_select(0, which) for each in columns)
     magnitude = start + extent * level * (1 - 2 * signed * minus)
     if changed is not None:
         which = torch.where(changed, which, len(space))

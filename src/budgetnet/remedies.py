@@ -76,8 +76,9 @@ def adapted(
         assert isinstance(norm, _BatchNorm)
         x = inputs[0].float()
         variance, average = torch.var_mean(x, [i for i in range(x.ndim) if i != 1], correction=0)
-        means[norm] += share * average.cpu().double()
-        squares[norm] += share * (variance.cpu().double() + average.cpu().double() ** 2)
+        exact = average.cpu().double()
+        means[norm] += share * exact
+        squares[norm] += share * (variance.cpu().double() + exact**2)
         _blend(norm, source[norm], average, variance, ours)
 
     handles = [norm.register_forward_pre_hook(take) for norm in norms]

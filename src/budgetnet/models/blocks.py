@@ -345,7 +345,6 @@ class InvertedBlock(Block):
         self.conv2 = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
         self.bn2 = BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, self.out_channels, 1, bias=False)
-        # Where there is no shortcut to carry them, all images would end in a branch of zeros.
         self.bn3 = BatchNorm2d(self.out_channels)
 
     def _channels(self) -> str:
