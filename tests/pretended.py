@@ -3,8 +3,8 @@
 Tensors on it are wrappers of tensors on the CPU. An operation on tensors of both devices is an error, as on a GPU; each
 operation that a GPU would start a kernel for is counted, and so is, with the line of budgetnet that is behind it, each
 that makes the host wait for the device: numbers that are read, shapes that depend on them, copies in either direction.
-As on Apple's GPUs, there are no numbers of 64 bits with a fraction.
-What has two implementations in PyTorch takes that of the CPU, and autocast has nothing registered and casts nothing.
+As on Apple's GPUs, there are no numbers of 64 bits with a fraction (where PyTorch's scaling of losses does without).
+What has two implementations in PyTorch takes that of the CPU, and autocast casts nothing.
 
 It changes PyTorch for the whole process, and is imported before budgetnet. As a program it trains on it:
 
@@ -39,6 +39,8 @@ class _Generator(torch.Generator):
 
 
 backend_registration._setup_privateuseone_for_python_backend("pretended", _Module())
+_autocast = torch.library.Library("_", "IMPL")
+_autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 torch.Generator = _Generator
 # A device has a thread of its own for backward, and there is none for this one.
 torch.autograd.set_multithreading_enabled(False)
@@ -90,7 +92,7 @@ class Pretended(TorchDispatchMode):
         mine = {id(tensor.plain): tensor for tensor in here}  # what is changed in place comes back as it came
 
         def wrapped(out):
-            if out.dtype == torch.float64:
+            if out.dtype == torch.float64 and not any("grad_scaler" in f.filename for f in traceback.extract_stack()):
                 raise RuntimeError(f"{func} gives float64, which not every accelerator has")
             return mine[id(out)] if id(out) in mine else _Tensor(out)
 
@@ -137,17 +139,19 @@ def _plain(leaf):
 
 
 def steps(recipe, *options):
-    """Two steps of a training by random images, on the CPU and on the accelerator.
+    """Two steps of a training by random images, on the CPU and on the accelerator, as after a tenth of a run.
 
     Returns:
         Of each device the losses, the loss of another batch afterwards, how many kernels the second step started,
         for the gradient and for the update, and where the host waited in both steps.
     """
     from budgetnet.data import Dataset, Images
+    from budgetnet.inputs import progressive_size
     from budgetnet.recipe import load_recipe
     from budgetnet.training import Training
 
     config = load_recipe(Path(recipe), options)
+    size = progressive_size(config.progressive, 0.1, 32)
     draw = torch.Generator().manual_seed(0)
     images = Images(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=draw), torch.arange(64) % 10)
     dataset = Dataset("random", tuple("abcdefghij"), images, images, (0.5,) * 3, (0.25,) * 3, "")
@@ -159,13 +163,13 @@ def steps(recipe, *options):
         pretended.waits.clear()
         losses, kernels = [], []
         for seed, batch in enumerate(batches[:2]):
-            compute = partial(training.gradient, batch, seed, 32)
+            compute = partial(training.gradient, batch, seed, size)
             for work in (compute, partial(training.update, 0.01, compute)):
                 pretended.kernels.clear()
                 losses.append(work())
                 kernels.append(pretended.kernels.total())
         waits = dict(pretended.waits)
-        losses.append(training.loss(batches[2], 2, 32))
+        losses.append(training.loss(batches[2], 2, size))
         return {"losses": [pair[0].item() for pair in losses if pair], "kernels": kernels[2:], "waits": waits}
 
     with Pretended() as pretended:

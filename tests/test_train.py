@@ -14,7 +14,6 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from budgetnet import advice, checkpoint, data, evaluate, models, splits
 from budgetnet.cli import main
@@ -30,7 +29,6 @@ from budgetnet.config import (
     StageConfig,
 )
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, DataError, Interrupted, TrainingError
-from budgetnet.inputs import progressive_size
 from budgetnet.logits import predict_logits
 from budgetnet.metrics import read_epochs
 from budgetnet.mixing import mix
@@ -366,67 +364,6 @@ def test_what_is_advised_against_a_loss_that_grows_is_an_option_of_the_schedule(
     )
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses every operation for which the host would wait for an accelerator, or whose result has a size that the
-    values decide."""
-
-    REFUSED = tuple(
-        getattr(torch.ops.aten, name)
-        for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
-    )
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket not in self.REFUSED, str(func)
-        if func.overloadpacket is torch.ops.aten.index:
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask's number of elements is waited for"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        {"augment": load_recipe(RECIPES / "reference.yaml").augment},
-        {"augment": AugmentConfig(crop_padding=2, crop_border="reflect", flip="alternate", cutout=8)},
-        {"model": ModelConfig(name="enhanced", width=8), "optimizer": OptimizerConfig(nesterov=True)},
-        {"model": ModelConfig(name="whitened_cnn", width=4), "optimizer": OptimizerConfig(name="muon")},
-        {"progressive": ProgressiveConfig(size=16), "clip_norm": 1.0, "precision": "bf16", "label_smoothing": 0.1},
-        {"mix": MixConfig(name="mixup"), "augment": AugmentConfig(policy="trivial")},
-        {"mix": MixConfig(name="cutmix", p=0.5), "augment": AugmentConfig(policy="rand")},
-        {"mix": MixConfig(name="ricap"), "label_smoothing": 0.1},
-        {"augment": AugmentConfig(policy="augmix", consistency=12)},
-        {"model": ModelConfig(name="shake_shake26_2x32d", width=4, drop_path=0.2)},
-        {"optimizer": OptimizerConfig(sam=0.05), "clip_norm": 1.0},
-    ],
-    ids=[
-        "reference augmentation",
-        "other augmentation",
-        "enhanced",
-        "muon",
-        "small images",
-        "mixup and trivial",
-        "cutmix and rand",
-        "ricap",
-        "augmix",
-        "noise within",
-        "sam",
-    ],
-)
-def test_a_step_never_makes_the_host_wait(choice):
-    config = replace(TINY, **choice)
-    digits = data.load("digits", None)
-    training = Training(config, digits, torch.arange(64), torch.device("cpu"))
-    training.gradient(torch.arange(32), 0, 32)
-    training.update(0.01)  # the first makes the optimizer's buffers
-    with NoWaiting():
-        compute = partial(training.gradient, torch.arange(32, 64), 1, progressive_size(config.progressive, 0.1, 32))
-        loss, correct = compute()
-        training.update(0.01, compute)
-    assert loss.isfinite()
-    assert 0 <= correct <= 32
-    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
-        loss.item()
-
-
 def test_images_grow_over_the_run_and_have_their_full_size_at_its_end(tmp_path, monkeypatch):
     sizes = []
     whole_loss = Training.loss
@@ -555,7 +492,7 @@ def test_without_an_average_the_record_has_the_columns_that_it_always_had(tmp_pa
     ],
     ids=["mixed", "cached", "small images and sam"],
 )
-def test_a_student_of_an_earlier_run_resumes_exactly_and_no_step_waits(choice, whole, tmp_path):
+def test_a_student_of_an_earlier_run_resumes_exactly(choice, whole, tmp_path):
     config = replace(TINY, **choice)
     config = replace(config, distill=replace(config.distill, teachers=[str(whole), str(whole)]))
     summary = run(config, tmp_path / "whole")
@@ -565,13 +502,6 @@ def test_a_student_of_an_earlier_run_resumes_exactly_and_no_step_waits(choice, w
         run(config, tmp_path / "run", progress=stopper, stop=stopper.asked)
     run(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-    training = a_training(config)
-    compute = partial(training.gradient, torch.arange(32), 0, 16)
-    compute()
-    training.update(0.01, compute)
-    with NoWaiting():
-        compute()
-        training.update(0.01, compute)
 
 
 def test_the_loss_of_a_student_is_that_of_labels_and_that_of_teachers_by_weight(whole):

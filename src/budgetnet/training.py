@@ -143,7 +143,8 @@ class Training:
         """The mean loss of a batch of training images, and how many of them are classified right, on the device.
 
         A mixed image is right where the class with the largest share of it is found; of several views of an image the
-        first counts. Nothing here, in `gradient` or in `update` makes the host wait for an accelerator.
+        first counts. Nothing here, in `gradient` or in `update` makes the host wait for an accelerator, but in fp16 the
+        look for overflows.
 
         Args:
             index: int64 (n,), places in the training set, on the device.
