@@ -137,7 +137,11 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are(place, there):
 
     refused("models:/unknown@first", "has no models:/unknown@first: its models are ")
     refused("models:/known@last", "the aliases of known are @first")
-    refused("models:/known/7", "the aliases of known are @first")
+    refused("models:/known/7", "has no models:/known/7: the newest version of known is 1")
+    from mlflow import MlflowClient
+
+    MlflowClient(place[1]).create_registered_model("empty")
+    refused("models:/empty/1", "has no models:/empty/1: empty has no version")
     for what in ("models:/known", "models:/known@", "models:/@first", "models:/a/b/c", "models:/m-0123456789abcdef"):
         refused(what, "is not of the form models:/NAME@ALIAS or models:/NAME/VERSION", ConfigError)
 

@@ -143,6 +143,10 @@ def _version(client: Any, name: str, alias: str | None, number: str | None, miss
         except MlflowException:
             names = ", ".join(sorted(each.name for each in client.search_registered_models())) or "none"
             raise CheckpointError(f"{missing}: its models are {names}") from error
+        if number is not None:
+            newest = max((int(each.version) for each in client.search_model_versions(f"name = '{name}'")), default=None)
+            there = f"the newest version of {name} is {newest}" if newest else f"{name} has no version"
+            raise CheckpointError(f"{missing}: {there}") from error
         aliases = ", ".join(f"@{each}" for each in sorted(model.aliases)) or "none"
         raise CheckpointError(f"{missing}: the aliases of {name} are {aliases}") from error
 
