@@ -454,6 +454,17 @@ def test_missing_and_empty_inputs_are_refused(tmp_path):
     refused(lambda: read_images(tmp_path), tmp_path, "empty folder")
 
 
+def test_a_folder_of_no_images_is_told_which_of_its_files_holds_some(tmp_path):
+    (tmp_path / "labels.csv").write_text("ID,Labels\n")
+    assert refused(lambda: read_images(tmp_path), "found labels.csv, expected images").endswith(".webp)")
+    (tmp_path / "test.pkl").write_bytes(b"")
+    refused(
+        lambda: read_images(tmp_path),
+        f"expected images (.bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, "
+        f".webp): name {tmp_path / 'test.pkl'} itself",
+    )
+
+
 # What was read
 
 

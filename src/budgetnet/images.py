@@ -174,7 +174,9 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], Tensor | None]:
     if folders:
         return list_classes(folder)[:2]
     if not files:
-        raise DataError(f"{folder}: found {listing(folder)}, expected images ({few(sorted(SUFFIXES), 10)})")
+        others = [child for child in children(folder) if child.suffix.lower() in _READERS and child.is_file()]
+        advice = f": name {others[0]} itself" if others else ""
+        raise DataError(f"{folder}: found {listing(folder)}, expected images ({few(sorted(SUFFIXES), 10)}){advice}")
     return tuple(files), None
 
 
