@@ -25,6 +25,7 @@ from budgetnet.recipe import load_recipe
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+RECIPES = HERE.parent / "recipes"
 ABLATIONS = HERE.parent / "docs" / "ablations.md"
 
 
@@ -69,7 +70,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 def table() -> str:
     """README's table: a row for each record of trainings."""
     columns = [
-        "recipe",
+        "record",
+        "unlike the recipe",
         "data",
         "network",
         "parameters",
@@ -88,6 +90,7 @@ def table() -> str:
         config = yaml.safe_load(found["config"])
         cells = [
             f"[`{path.stem}`](results/{path.name})",
+            ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in unlike(path.stem, config).items()),
             config["dataset"],
             f"`{config['model']['name']}`",
             f"{first['parameters']:,}",
@@ -100,6 +103,33 @@ def table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     submissions = [f"- {_submission(path)}" for path in sorted(HERE.glob("*.json"))]
     return "\n".join([*lines, "", *(line for line in submissions if line != "- ")])
+
+
+def unlike(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a record that are not those of its recipe as it is now: of the one that its name begins with.
+
+    What `auto` came to and the seed tell nothing of that, nor do options that one of the two does not know.
+
+    Args:
+        name: of the record.
+        config: the whole configuration of its runs.
+    """
+    recipes = {
+        path.stem: path for path in RECIPES.glob("*.yaml") if name == path.stem or name.startswith(f"{path.stem}-")
+    }
+    if not recipes:
+        sys.exit(f"{name} does not begin with the name of a recipe")
+    now = _flat(yaml.safe_load(to_yaml(load_recipe(recipes[max(recipes, key=len)]))))
+    then = _flat(config)
+    return {k: v for k, v in then.items() if k in now and now[k] not in (v, "auto") and k != "seed"}
+
+
+def _flat(section: dict[str, Any]) -> dict[str, Any]:
+    """Options by their whole names."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= {f"{name}.{key}": v for key, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _submission(path: Path) -> str:

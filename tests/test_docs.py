@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import records
+import yaml
 
 from budgetnet import cli
+from budgetnet.config import to_yaml
 from budgetnet.errors import BudgetnetError
 from budgetnet.recipe import load_recipe
 
@@ -59,6 +62,20 @@ def test_each_link_within_the_project_leads_somewhere(page):
 def test_readme_shows_the_results_that_the_records_hold():
     readme = (ROOT / "README.md").read_text()
     assert records.with_table(readme) == readme, "run `make table`"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-again", "reference-code", "reference-code-again", "reference-again"])
+def test_a_record_is_told_from_its_recipe_by_the_options_that_are_not_what_they_are_there(name):
+    config = load_recipe(ROOT / "recipes" / f"{name.removesuffix('-again')}.yaml")
+    settled = replace(config, precision="bf16", seed=7, model=replace(config.model, width=12))
+    assert records.unlike(name, yaml.safe_load(to_yaml(settled))) == (
+        {} if name.startswith("tiny") else {"model.width": 12}
+    )
+    other = replace(config, precision="bf16", epochs=7, optimizer=replace(config.optimizer, lr=3.0))
+    assert records.unlike(name, yaml.safe_load(to_yaml(other))) == {"epochs": 7, "optimizer.lr": 3.0}
+    assert records.unlike(name, {"epochs": 8, "optimizer": {"forgotten": 1}}) == {"epochs": 8}
+    with pytest.raises(SystemExit, match="begin with the name of a recipe"):
+        records.unlike("tinyest", {})
 
 
 def test_readme_lists_every_recipe():
