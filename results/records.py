@@ -90,7 +90,7 @@ def table() -> str:
         config = yaml.safe_load(found["config"])
         cells = [
             f"[`{path.stem}`](results/{path.name})",
-            ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in unlike(path.stem, config).items()),
+            "<br>".join(f"`{key}: {json.dumps(value)}`" for key, value in unlike(path.stem, config).items()),
             config["dataset"],
             f"`{config['model']['name']}`",
             f"{first['parameters']:,}",
