@@ -114,9 +114,7 @@ def unlike(name: str, config: dict[str, Any]) -> dict[str, Any]:
         name: of the record.
         config: the whole configuration of its runs.
     """
-    recipes = {
-        path.stem: path for path in RECIPES.glob("*.yaml") if name == path.stem or name.startswith(f"{path.stem}-")
-    }
+    recipes = {path.stem: path for path in RECIPES.glob("*.yaml") if f"{name}-".startswith(f"{path.stem}-")}
     if not recipes:
         sys.exit(f"{name} does not begin with the name of a recipe")
     now = _flat(yaml.safe_load(to_yaml(load_recipe(recipes[max(recipes, key=len)]))))

@@ -27,6 +27,7 @@ OPTIONS = {
     "deep": ["--model.name", "wrn_28_4"],
     "enhanced": ["--model.name", "enhanced", "--optimizer.name", "sgd", "--optimizer.nesterov", "true"],
     "scaled": ["--precision", "fp16", "--clip-norm", "1", "--optimizer.sam", "0.05"],
+    "half": ["--precision", "bf16"],
     "growing": ["--progressive.size", "16", "--clip-norm", "1", "--label-smoothing", "0.1"],
     "student": ["--distill.teachers", "[TEACHER, TEACHER]"],
     "cached": ["--distill.teachers", "[TEACHER]", "--distill.cached", "true", "--augment.flip", "alternate"],
