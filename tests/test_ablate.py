@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import records
+import torch
 
-from budgetnet import ablate, robustness, seeds, shift
+from budgetnet import ablate, devices, robustness, seeds, shift
 from budgetnet.ablate import Study
 from budgetnet.cli import main
 from budgetnet.errors import ConfigError, DataError
@@ -149,6 +150,16 @@ def test_the_page_says_how_many_parameters_each_has_where_they_differ():
     assert "| `--x 1` | 97,657 | 95.50 ± 0.71 % |" in page
 
 
+def test_the_page_says_which_precisions_were_computed_in_where_the_record_does():
+    found = record([0.9], [0.95])
+    assert "on A CPU with AVX:" in ablate.markdown(found)
+    for row in found["runs"]:
+        row["precision"] = "bf16"
+    assert "on A CPU with AVX, in bf16:" in ablate.markdown(found)
+    found["runs"][0]["precision"] = "fp32"
+    assert "on A CPU with AVX, in bf16 and fp32:" in ablate.markdown(found)
+
+
 def test_a_study_in_a_file_has_named_variants(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("recipe: r.yaml\nalways: --epochs 2\nshift: 7\nvariants: {as it is: '', two: --epochs 1 --x 'a b'}")
@@ -186,7 +197,7 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
 ):
     monkeypatch.chdir(tmp_path)
     command = ["ablate", str(SMOKE), "--vary", "optimizer.lr=1e-9", "--seeds", "2", "--epochs", "1", "--jobs", "2"]
-    command += ["--train-size", "64"]
+    command += ["--train-size", "64", "--precision", "auto"]
     assert main([*command, "--json"]) == 0
     printed = capfd.readouterr()
     found = json.loads(printed.out)
@@ -199,6 +210,7 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
         ("as it is", 1),
         ("optimizer.lr 1e-9", 1),
     ]
+    assert {row["precision"] for row in found["runs"]} == {devices.precision("auto", torch.device("cpu"))}
     assert printed.err.count(" of 4: ") == 4
     runs = sorted((tmp_path / "runs" / "ablate-smoke").glob("*/summary.json"))
     assert len(runs) == 4

@@ -280,6 +280,7 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
         "epochs": summary["final"]["epochs"],
         "minutes": summary["final"]["minutes"],
         "parameters": summary["parameters"],
+        "precision": load_recipe(job.run / CONFIG).precision,  # of auto, what it came to
         "git_commit": summary["tags"]["git_commit"],
     }
     if job.shift:
@@ -414,6 +415,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     hardware = record["hardware"]
     if hardware:
         common += f", on {hardware.get('gpu') or hardware['cpu'].replace(',', ' with')}"
+    if precisions := sorted({row["precision"] for row in record["runs"] if "precision" in row}):  # older ones name none
+        common += f", in {' and '.join(precisions)}"
     measures = _measures(record)
     titles = {"val_accuracy": "validation accuracy", "corruption_accuracy": "mean accuracy under corruption"}
     heads = "".join(f" {titles[measure]} | against the first, points | |" for measure in measures)
