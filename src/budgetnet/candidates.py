@@ -115,7 +115,7 @@ FAMILIES: dict[str, dict[str, ModelConfig]] = {
         for n in (3, 6)
         for g in (4, 16)
     },
-    "pyramid": {f"pyramid {n}-{n}-{n}": _pyramid(n) for n in (6, 12, 18)},
+    "pyramid": {f"pyramid {n}-{n}-{n}": _pyramid(n) for n in (2, 3, 6, 12, 18)},
     "shake": {f"shake {n}-{n}-{n}": _residual("shake", n, 32) for n in (2, 4)},
     "inverted": {f"inverted {n}-{n}-{n}": _residual("inverted", n, 64, expansion=6, se=24) for n in (2, 4)},
     "convnext": {f"convnext {n}-{n}-{n}": _residual("convnext", n, 64, expansion=4, activation="gelu") for n in (2, 4)},
