@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 import budgetnet
-from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, start
+from budgetnet import checkpoint, cli, compress, data, deployed, hub, models, runs, splits, start
 from budgetnet.classifier import Classifier
 from budgetnet.config import ModelConfig, StageConfig
 from budgetnet.errors import BudgetError, CheckpointError, ConfigError, Interrupted
 from budgetnet.models import shrink
 from budgetnet.models.blocks import BLOCKS
 from budgetnet.recipe import load_recipe
+from budgetnet.training import Training
 
 SMOKE = pathlib.Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 SIDE = 16
@@ -516,24 +517,46 @@ def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_kno
     model, digits = checkpoint.load(run), data.load("digits", None)
     config = replace(load_recipe(run / "config.yaml"), start=str(run))
     network = models.build(config.model, 10, image_size=32)
-    said = start.load(network, config, digits)
+    indices, _ = splits.split(digits.train.targets, config.val_size, config.split_seed, config.train_size)
+    said = start.load(network, config, digits, indices)
     assert said["parameters"] == model.parameters
     assert torch.equal(logits(network.eval()), logits(model.network))
     recipe = model.provenance["config"] | {"train_on_test": True}
     tested = made(tmp_path / "tested", model, provenance=model.provenance | {"config": recipe})
     with pytest.raises(ConfigError, match=r"tested was trained on the test images too: give --train_on_test true"):
-        start.load(network, replace(config, start=str(tested)), digits)
+        start.load(network, replace(config, start=str(tested)), digits, indices)
     with pytest.raises(ConfigError, match=r"split_seed is 3, but .*first was trained with 0: images that are held out"):
-        start.load(network, replace(config, split_seed=3), digits)
+        start.load(network, replace(config, split_seed=3), digits, indices)
     with pytest.raises(
         ConfigError, match=r"other data than these of digits \(checksum \w+, found 000000000000\): give"
     ):
-        start.load(network, config, replace(digits, checksum="0" * 64))
+        start.load(network, config, replace(digits, checksum="0" * 64), indices)
     nameless = made(tmp_path / "nameless", model, provenance={})
     with pytest.raises(ConfigError, match=r"nameless does not say what it was trained on, so that nothing could be"):
-        start.load(network, replace(config, start=str(nameless)), digits)
+        start.load(network, replace(config, start=str(nameless)), digits, indices)
     with pytest.raises(CheckpointError, match="does not fit residual: "):
-        start.load(models.build(replace(config.model, stem=2), 10, image_size=32), config, digits)
+        start.load(models.build(replace(config.model, stem=2), 10, image_size=32), config, digits, indices)
+
+
+def test_norms_of_a_smaller_network_see_no_held_out_image_where_test_images_are_trained_on(run, tmp_path):
+    model, digits = checkpoint.load(run), data.load("digits", None)
+    recipe = model.provenance["config"] | {"train_on_test": True}
+    tested = made(tmp_path / "tested", model, provenance=model.provenance | {"config": recipe})
+    smaller = replace(model.model, channels=shrink.fewer_channels(model.network, 0.5))
+    config = replace(load_recipe(run / "config.yaml"), start=str(tested), model=smaller, train_on_test=True)
+    indices, held_out = splits.split(digits.train.targets, config.val_size, config.split_seed, config.train_size)
+    indices = torch.cat([indices, torch.arange(len(digits.test)) + len(digits.train)])
+    whole = digits.with_test_to_train()
+    images = whole.train.images.clone()
+    images[held_out] = 255 - images[held_out]
+    assert len(held_out) > 0
+    states = [
+        Training(
+            config, replace(whole, train=replace(whole.train, images=pixels)), indices, torch.device("cpu")
+        ).network.state_dict()
+        for pixels in (whole.train.images, images)
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 # The measured table

@@ -9,7 +9,15 @@ import torch
 
 from budgetnet import checkpoint, data, models
 from budgetnet.classifier import Classifier
-from budgetnet.config import Config, DistillConfig, MixConfig, ModelConfig, StageConfig
+from budgetnet.config import (
+    AugmentConfig,
+    Config,
+    DistillConfig,
+    MixConfig,
+    ModelConfig,
+    ProgressiveConfig,
+    StageConfig,
+)
 from budgetnet.distill import Teachers, distillation_loss
 from budgetnet.errors import CheckpointError, ConfigError
 
@@ -42,17 +50,15 @@ def a_teacher(folder, digits, seed, **changes):
     return folder, classifier
 
 
-def teachers(config, digits, *, indices=None, smallest=32, mirrored=False, tested=True):
+def teachers(distill, digits, *, indices=None, **options):
+    """Teachers of a student by that configuration, which is not chosen by images unless told otherwise."""
     return Teachers(
-        config,
+        Config(dataset="digits", distill=distill, **{"val_size": 0} | options),
         digits,
         torch.arange(N) if indices is None else indices,
-        smallest=smallest,
-        mirrored=mirrored,
         device=torch.device("cpu"),
         layout=torch.channels_last,
         precision=None,
-        tested=tested,
     )
 
 
@@ -109,9 +115,9 @@ def test_cached_teachers_are_asked_about_the_images_as_they_are_whatever_the_stu
     made = [a_teacher(tmp_path / str(seed), digits, seed) for seed in (0, 1)]
     config = DistillConfig(teachers=[str(path) for path, _ in made], cached=True, temperature=2.0)
     index = torch.tensor([7, 3, 50])
-    found = teachers(config, digits, indices=torch.arange(3, 51), mirrored=mirrored).targets(
-        torch.zeros(3, 3, 8, 8), index
-    )
+    augment = AugmentConfig(flip="random" if mirrored else "none")
+    asked = teachers(config, digits, indices=torch.arange(3, 51), augment=augment)
+    found = asked.targets(torch.zeros(3, 3, 8, 8), index)
     images = digits.train.images[index]
     views = [images, images.flip(3)] if mirrored else [images]
     expected = torch.stack([says(classifier, view, 2.0) for _, classifier in made for view in views]).mean(0)
@@ -151,7 +157,27 @@ def test_a_teacher_that_was_trained_on_test_images_teaches_only_who_is_not_teste
     config = DistillConfig(teachers=[str(path)])
     with pytest.raises(ConfigError, match=r"teacher .*all was trained on the test images too: choose another, or give"):
         teachers(config, digits)
-    assert teachers(config, digits, tested=False).digests
+    assert teachers(config, digits, train_on_test=True).digests
+
+
+@pytest.mark.parametrize(("key", "value"), [("val_size", 0), ("split_seed", 1)])
+def test_a_teacher_that_has_learnt_images_which_the_student_holds_out_is_refused(key, value, tmp_path, digits):
+    held_out = {"val_size": 10, "split_seed": 0}
+    trained = {"dataset": "digits", **held_out, "train_size": None, "train_on_test": False}
+
+    def asked(name, checksum=digits.checksum, changes=trained, **student):
+        provenance = {"config": changes, "data_checksum": checksum}
+        path, _ = a_teacher(tmp_path / name, digits, 0, provenance=provenance)
+        return teachers(DistillConfig(teachers=[str(path)]), digits, **held_out | student)
+
+    assert asked("same").digests
+    other = trained | {key: value}
+    with pytest.raises(
+        ConfigError, match=rf"{key} is {held_out[key]}, but teacher .*other was trained with {value}: it"
+    ):
+        asked("other", changes=other)
+    assert asked("other", changes=other, val_size=0).digests, "nothing is chosen by images"
+    assert asked("other", changes=other, checksum="0" * 64).digests, "of other data nobody knows"
 
 
 def test_a_teacher_that_cannot_take_the_smallest_images_is_refused(tmp_path, digits):
@@ -164,9 +190,10 @@ def test_a_teacher_that_cannot_take_the_smallest_images_is_refused(tmp_path, dig
             network=network, model=model, classes=digits.classes, mean=digits.mean, std=digits.std, image_size=32
         ),
     )
-    teachers(DistillConfig(teachers=[str(path)], cached=True), digits, smallest=8)
+    small = ProgressiveConfig(size=8)
+    teachers(DistillConfig(teachers=[str(path)], cached=True), digits, progressive=small)
     with pytest.raises(ConfigError, match=r"teacher .*small cannot take the smallest images of progressive\.size"):
-        teachers(DistillConfig(teachers=[str(path)]), digits, smallest=8)
+        teachers(DistillConfig(teachers=[str(path)]), digits, progressive=small)
 
 
 def test_options_that_mean_nothing_together_are_refused():

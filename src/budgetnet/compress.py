@@ -223,9 +223,9 @@ def _untrained_accuracy(request: Request, config: Config, folder: Path | None, p
         return None
     dataset = data.load(config.dataset, folder, config.image_size, progress=progress.download, decoding=progress.decode)
     network = models.build(config.model, len(dataset.classes), image_size=config.image_size)
-    start.load(network, config, dataset)
     labels = dataset.train.targets
-    _, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)
+    indices, held_out = splits.split(labels, config.val_size, config.split_seed, config.train_size)
+    start.load(network, config, dataset, indices)
     logits = predict_logits(network.eval(), dataset.train.images[held_out], dataset.mean, dataset.std)
     return evaluate.score(logits, labels[held_out]).accuracy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from budgetnet import checkpoint, models, origin
 from budgetnet.classifier import Classifier
-from budgetnet.config import DistillConfig
+from budgetnet.config import Config
 from budgetnet.data import Dataset
 from budgetnet.errors import ConfigError
 from budgetnet.logits import predict_logits
@@ -45,45 +46,39 @@ class Teachers:
     image as it is, and mirrored where that is asked for, once.
 
     Args:
-        config: names one teacher or more.
+        config: of the student; `distill` names one teacher or more.
         dataset: what the student learns.
         indices: int64 (n,), places of the images that are trained on.
-        smallest: side in pixels of the smallest images that the student will see.
-        mirrored: whether a cached target is the mean over an image and its mirror.
         device: where to compute.
         layout: memory format of images and weights.
         precision: of the teachers' arithmetic; None is that of their weights.
-        tested: whether the student will be: a teacher that was trained on test images would tell it of them.
 
     Attributes:
         digests: SHA-256 of each teacher's file, as hexadecimal digits, in their order.
 
     Raises:
         CheckpointError: a teacher's file is missing, damaged, or holds no model.
-        ConfigError: a teacher has other classes or images, cannot take images that small, or was trained on those
-            of the test.
+        ConfigError: a teacher has other classes or images, cannot take images as small as the student's, or was trained
+            on images that the student is chosen by or tested on: it would tell of them.
     """
 
     def __init__(
         self,
-        config: DistillConfig,
+        config: Config,
         dataset: Dataset,
         indices: Tensor,
         *,
-        smallest: int,
-        mirrored: bool,
         device: torch.device,
         layout: torch.memory_format,
         precision: torch.dtype | None,
-        tested: bool,
     ) -> None:
-        self.config = config
+        self.temperature = config.distill.temperature
         self.digests: list[str] = []
         self._networks: list[tuple[nn.Module, Tensor, Tensor]] = []  # with the factor and term of its normalisation
         self._cached: Tensor | None = None
-        side = dataset.train.images.shape[-1]
-        teachers = [self._load(name, dataset, side if config.cached else smallest, tested) for name in config.teachers]
-        if config.cached:
+        teachers = [self._load(name, config, dataset) for name in config.distill.teachers]
+        if config.distill.cached:
+            mirrored = config.augment.flip != "none"
             images = dataset.train.images[indices]
             each = [
                 self._probabilities(
@@ -125,9 +120,9 @@ class Teachers:
             return torch.stack(each).mean(0)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        return (logits.float() / self.config.temperature).softmax(1)
+        return (logits.float() / self.temperature).softmax(1)
 
-    def _load(self, name: str, dataset: Dataset, smallest: int, tested: bool) -> Classifier:
+    def _load(self, name: str, config: Config, dataset: Dataset) -> Classifier:
         path = checkpoint.weights_file(Path(name).expanduser())
         teacher = checkpoint.load_classifier(path)
         self.digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
@@ -136,22 +131,36 @@ class Teachers:
                 f"teacher {name} knows the classes {_some(teacher.classes)}, but {dataset.name} has "
                 f"{_some(dataset.classes)}: choose a teacher that was trained on the same classes"
             )
-        if tested and origin.trained_on(path, teacher).get("train_on_test"):
-            raise ConfigError(
-                f"teacher {name} was trained on the test images too: choose another, or give --train_on_test true, as "
-                "there is no test"
-            )
+        _require_unseen(name, origin.trained_on(path, teacher), config, dataset)
         side = dataset.train.images.shape[-1]
         if teacher.image_size != side:
             raise ConfigError(
                 f"teacher {name} takes images of {teacher.image_size} pixels, but those of {dataset.name} have {side}: "
                 "choose a teacher that was trained on the same size"
             )
+        smallest = side if config.distill.cached else config.progressive.size or side
         try:
             models.check_budget(teacher.model, len(teacher.classes), budget=None, image_size=smallest)
         except ConfigError as error:
             raise ConfigError(f"teacher {name} cannot take the smallest images of progressive.size: {error}") from error
         return teacher
+
+
+def _require_unseen(name: str, trained: dict[str, Any], config: Config, dataset: Dataset) -> None:
+    """Refuse a teacher that says it was trained on images which the student is chosen by or tested on."""
+    if trained.get("train_on_test") and not config.train_on_test:
+        raise ConfigError(
+            f"teacher {name} was trained on the test images too: choose another, or give --train_on_test true, as "
+            "there is no test"
+        )
+    if not config.val_size or trained.get("data_checksum") != dataset.checksum:
+        return
+    for key in ("val_size", "split_seed"):
+        if trained[key] != getattr(config, key):
+            raise ConfigError(
+                f"{key} is {getattr(config, key)}, but teacher {name} was trained with {trained[key]}: it has learnt "
+                "images that are held out now; give the same, or --val_size 0"
+            )
 
 
 def _some(names: Sequence[str]) -> str:

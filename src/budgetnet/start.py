@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from budgetnet import checkpoint, optim, origin, splits
+from budgetnet import checkpoint, optim, origin
 from budgetnet.classifier import Classifier
 from budgetnet.config import Config, ModelConfig
 from budgetnet.data import Dataset
@@ -37,10 +37,11 @@ def made_smaller(classifier: Classifier, model: ModelConfig, source: str) -> nn.
     return classifier.network
 
 
-def load(network: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]:
+def load(network: nn.Module, config: Config, dataset: Dataset, indices: Tensor) -> dict[str, Any]:
     """Copy the weights of `config.start` into a network that `config.model` describes.
 
-    Where that is smaller, its norms get statistics of their own, from some of the images that are trained on.
+    Where that is smaller, its norms get statistics of their own, from some of the images that are trained on: those of
+    `dataset` at the places `indices`, int64 (n,).
 
     Returns:
         What the file of a training says of where it comes from: `sha256` and `parameters` of the model, and its
@@ -74,8 +75,7 @@ def load(network: nn.Module, config: Config, dataset: Dataset) -> dict[str, Any]
     parameters = classifier.parameters
     smaller = made_smaller(classifier, config.model, name)
     if (classifier.model.channels, classifier.model.ranks) != (config.model.channels, config.model.ranks):
-        training, _ = splits.split(dataset.train.targets, config.val_size, config.split_seed, config.train_size)
-        images = dataset.train.images[origin.some_of(training, _NORM_IMAGES)]
+        images = dataset.train.images[origin.some_of(indices, _NORM_IMAGES)]
         batches = (normalize(batch, classifier.mean, classifier.std) for batch in torch.split(images, _NORM_BATCH))
         optim.estimate_norms(smaller, batches)
     checkpoint.load_strictly(network, smaller.state_dict(), name, config.model.name)

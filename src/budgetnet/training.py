@@ -98,7 +98,7 @@ class Training:
         self._unseen: list[_Outcome] = []
 
         network = _untrained(config, dataset, train_indices)
-        self.start = start.load(network, config, dataset) if config.start is not None else None
+        self.start = start.load(network, config, dataset, train_indices) if config.start is not None else None
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = self.group.connect(self.network, config)
@@ -111,15 +111,12 @@ class Training:
         self.augment = Augment(config.augment, dataset.mean, dataset.std, config.seed)
         self.teachers = (
             Teachers(
-                config.distill,
+                config,
                 dataset,
                 train_indices,
-                smallest=config.progressive.size or dataset.train.images.shape[-1],
-                mirrored=config.augment.flip != "none",
                 device=device,
                 layout=self.layout,
                 precision=PRECISIONS[config.precision],
-                tested=not config.train_on_test,
             )
             if config.distill.teachers
             else None
