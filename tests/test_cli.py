@@ -304,14 +304,21 @@ def test_each_remedy_is_told_with_what_it_did_to_the_images_that_were_scored(hom
     fitted = temperature["fitted"]
     assert (fitted["split"], fitted["images"]) == ("val", 200)
     assert fitted["after"]["loss"] < fitted["before"]["loss"]
+    assert norms["gain"]["accuracy"] == pytest.approx(norms["after"]["accuracy"] - norms["before"]["accuracy"])
+    assert norms["gain"]["noise"] > 0
+    assert temperature["gain"] == {"accuracy": 0, "noise": 0}, "it changes no label"
 
     corrupted = ["--split", "val", "--shift", "contrast", "--severity", "4", "--limit", "60", "--engine", "torch"]
     assert main([*command, *corrupted]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[-6].startswith("norm statistics of these images (training's count as 16 images)")
+    (norms,) = (i for i, line in enumerate(lines) if line.startswith("norm statistics of these images (training's"))
     assert re.fullmatch(r"temperature [\d.]+, fitted on the 200 validation images \(scored here too\)", lines[-3])
-    assert [line.split()[0] for line in lines[-2:]] == ["clean", "shifted"]
+    assert [line.split()[0] for line in lines[-2:]] == ["clean", "shifted"], "no label changed"
+    words = [line.split() for line in lines[norms + 1 : -3]]
+    assert [line[0] for line in words if line[1] == "accuracy"] == ["clean", "shifted"]
+    (judged,) = words[words.index(next(line for line in words if line[0] == "shifted")) + 1 :]
+    assert re.fullmatch(r"[+-][\d.]+ ± [\d.]+ points, (beyond|within) the noise of these images", " ".join(judged))
 
 
 def test_predict_takes_remedies_and_tells_what_they_changed(home, capsys, monkeypatch):
@@ -319,8 +326,9 @@ def test_predict_takes_remedies_and_tells_what_they_changed(home, capsys, monkey
     command = ["predict", "run", "digits.npy", "--norm-statistics", "target", "--temperature", "fit"]
     assert main([*command, "--output", "remedied.csv", "--labels", "labels.csv", "--probabilities"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-5].startswith("norm statistics of these images ")
-    assert re.fullmatch(r"  .*% of predictions changed, accuracy .*% -> .*%", lines[-4])
+    assert lines[-6].startswith("norm statistics of these images ")
+    assert re.fullmatch(r"  .*% of predictions changed, accuracy .*% -> .*%", lines[-5])
+    assert re.fullmatch(r" {10}[+-][\d.]+ ± [\d.]+ points, (beyond|within) the noise of these images", lines[-4])
     assert re.fullmatch(r"temperature .*, fitted on the 200 validation images", lines[-3])
     assert lines[-2].startswith("  0.00% of predictions changed")
     assert lines[-1].startswith("  there   accuracy ")

@@ -134,7 +134,7 @@ def shift_scores(names=NAMES, severities=SEVERITIES) -> ShiftScores:
         name: {s: Cell(accuracy=0.95 - i / 40 - s / 25, loss=1.0, ece=0.1) for s in severities}
         for i, name in enumerate(names)
     }
-    return ShiftScores(1000, Cell(0.96, 0.1, 0.01), cells, torch.zeros(1000, dtype=torch.int64))
+    return ShiftScores(1000, Cell(0.96, 0.1, 0.01), cells, torch.zeros(1000), {})
 
 
 @pytest.mark.parametrize(("names", "severities"), [(NAMES, SEVERITIES), (("fog", "spatter"), (2,))])

@@ -1,5 +1,7 @@
 """Norm statistics of the images at hand, what views count for, and the temperature of probabilities."""
 
+from statistics import mean, stdev
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from budgetnet.errors import CheckpointError, ConfigError, DataError
 from budgetnet.evaluate import score
 from budgetnet.inputs import normalize
 from budgetnet.logits import predict_logits
-from budgetnet.remedies import adapted, fit_shares, fit_temperature
+from budgetnet.remedies import adapted, fit_shares, fit_temperature, gain, render_predicted
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -189,3 +191,32 @@ def test_views_that_say_nothing_of_the_classes_count_alike_and_some_images_are_n
     assert fit_shares(wrong, labels) == [0.5, 0.5]
     with pytest.raises(DataError, match="no images"):
         fit_shares(torch.zeros(2, 0, 4), labels[:0])
+
+
+def test_a_gain_is_judged_by_the_difference_on_each_image():
+    rng = torch.Generator().manual_seed(0)
+    before, after = torch.randint(0, 2, (2, 400), generator=rng).bool()
+    found = gain(before, after)
+    each = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
+    assert found["accuracy"] == pytest.approx(mean(each))
+    assert found["noise"] == pytest.approx(1.96 * stdev(each) / 20)
+    few = before.clone()
+    few[before.nonzero()[:1]] = False  # one fewer is right: by accuracies alone, 5 points are noise
+    assert gain(before, few)["accuracy"] == pytest.approx(-1 / 400)
+    assert gain(before, few)["noise"] < 0.005
+
+
+@pytest.mark.parametrize(
+    ("gained", "line"),
+    [
+        ({"accuracy": 0.02, "noise": 0.01}, "          +2.00 ± 1.00 points, beyond the noise of these images"),
+        ({"accuracy": -0.02, "noise": 0.01}, "          -2.00 ± 1.00 points, beyond the noise of these images"),
+        ({"accuracy": 0.01, "noise": 0.01}, "          +1.00 ± 1.00 points, within the noise of these images"),
+        ({"accuracy": 0.0, "noise": 0.0}, None),
+        (None, None),
+    ],
+)
+def test_what_is_said_of_a_gain(gained, line):
+    remedy = {"remedy": "norm statistics", "prior": 0, "predictions_changed": 0.5}
+    lines = render_predicted(remedy if gained is None else remedy | {"gain": gained}).splitlines()
+    assert lines[2:] == ([] if line is None else [line])

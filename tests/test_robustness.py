@@ -16,7 +16,7 @@ def table(names, severities=SEVERITIES) -> ShiftScores:
         name: {s: Cell(accuracy=1 - i / 50 - s / 100, loss=i + s / 10, ece=i / 100 + s / 1000) for s in severities}
         for i, name in enumerate(names)
     }
-    return ShiftScores(1000, Cell(0.995, 0.02, 0.003), cells, torch.zeros(1000, dtype=torch.int64))
+    return ShiftScores(1000, Cell(0.995, 0.02, 0.003), cells, torch.zeros(1000), {})
 
 
 def test_the_mean_corruption_is_over_the_15_and_all_severities_alike():
@@ -84,5 +84,8 @@ def test_each_classifier_is_scored_on_the_same_images_which_are_made_once():
     assert one.images == 4
     for index, scores in enumerate((one, other)):  # the clean images are not among them
         each = [classify(corrupted(name, s))[index].argmax(1) == labels for name in ("fog", "snow") for s in (1, 4)]
-        assert scores.right.tolist() == torch.stack(each).sum(0).tolist()
-        assert scores.right.sum() / 16 == pytest.approx(sum(scores.mean([n]).accuracy for n in ("fog", "snow")) / 2)
+        assert scores.shares(("fog", "snow")).tolist() == torch.stack(each).double().mean(0).tolist()
+        assert scores.shares(["snow"]).tolist() == torch.stack(each[2:]).double().mean(0).tolist()
+        for names in (["fog"], ["fog", "snow"]):
+            assert scores.shares(names).mean().item() == pytest.approx(scores.mean(names).accuracy)
+        assert scores.clean_right.tolist() == (classify(clean)[index].argmax(1) == labels).long().tolist()

@@ -297,6 +297,8 @@ def _under_corruption(job: _Job, folder: Path | None) -> dict[str, Any]:
         The mean accuracy, how many images, under how many corruptions and severities, and, two hexadecimal digits for
         each image, under how many of these it is classified right.
     """
+    import torch
+
     from budgetnet import checkpoint, data, robustness, shift, splits
     from budgetnet.logits import predict_logits
     from budgetnet.runs import read_mapping
@@ -326,7 +328,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> dict[str, Any]:
         "corruption_accuracy": mean.accuracy,
         "corrupted_images": job.shift,
         "corruptions": len(shift.COMMON) * len(shift.SEVERITIES),
-        "corruption_right": bytes(scores.right.tolist()).hex(),
+        "corruption_right": bytes(torch.stack([*scores.right.values()]).sum(0).tolist()).hex(),
     }
     atomic_write(kept, (json.dumps(of | found) + "\n").encode())
     return found

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from budgetnet.errors import DataError
-from budgetnet.evaluate import LabelScores, score_labels
 from budgetnet.files import atomic_write
 
 HEADER = ("ID", "Labels")
@@ -148,35 +147,35 @@ def _cells(line: str) -> list[str]:
         return []
 
 
-def score_predictions(ids: Sequence[int], predicted: Sequence[int], labels: Path, num_classes: int) -> LabelScores:
-    """Score predictions against a file of the true labels, in the form of a submission; they are matched by ID.
+def true_labels(ids: Sequence[int], labels: Path, num_classes: int) -> Tensor:
+    """The true labels of predictions, from a file in the form of a submission; they are matched by ID.
 
     Args:
         ids: an ID for each prediction.
-        predicted: the predicted labels, in [0, num_classes).
         labels: the true labels, of the same IDs in any order.
         num_classes: classes there are.
+
+    Returns:
+        int64 (n,), in the order of `ids`.
 
     Raises:
         DataError: `labels` is no such file, or has other IDs.
     """
-    predicted_of = dict(zip(ids, predicted, strict=True))
-    ids, true = read_submission(labels, num_classes)
-    missing = [number for number in ids if number not in predicted_of]
+    true_of = dict(zip(*read_submission(labels, num_classes), strict=True))
+    predicted = set(ids)
+    missing = [number for number in true_of if number not in predicted]
     if missing:
         raise DataError(
-            f"the prediction lacks {len(missing)} of the {len(ids)} IDs of {labels} (the first is {missing[0]}), "
+            f"the prediction lacks {len(missing)} of the {len(true_of)} IDs of {labels} (the first is {missing[0]}), "
             "expected the same IDs in both"
         )
-    known = set(ids)
-    extra = [number for number in predicted_of if number not in known]
+    extra = [number for number in ids if number not in true_of]
     if extra:
         raise DataError(
             f"the prediction has {len(extra)} IDs that are not in {labels} (the first is {extra[0]}), "
             "expected the same IDs in both"
         )
-    ordered = [predicted_of[number] for number in ids]
-    return score_labels(torch.tensor(ordered), torch.tensor(true), num_classes)
+    return torch.tensor([true_of[number] for number in ids])
 
 
 def _checked_ids(path: Path, ids: Sequence[int], n: int, what: str) -> list[int]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from budgetnet import seeds
 from budgetnet.errors import CheckpointError, ConfigError, DataError
 from budgetnet.inputs import normalize
 from budgetnet.splits import batches
@@ -186,20 +187,35 @@ def fit_shares(logits: Tensor, labels: Tensor) -> list[float]:
     return [float(weight) / total for weight in found] if total > 1e-9 else start.tolist()
 
 
+def gain(before: Tensor, after: Tensor) -> dict[str, float]:
+    """What a remedy did to the accuracy, and how much of that the choice of the images alone could have done.
+
+    Args:
+        before: (n,) in [0, 1], n >= 1: for each image the share of the answers to it (to each corruption, or one) that
+            are right.
+        after: the same of the same images, with the remedy.
+
+    Returns:
+        The difference of the means as `accuracy`, and as `noise` what `seeds.paired_noise` says of it.
+    """
+    differences = after.double() - before.double()
+    return {"accuracy": differences.mean().item(), "noise": seeds.paired_noise(differences.tolist())}
+
+
 def render_scored(remedy: Mapping[str, Any], split: str) -> str:
     """What a remedy did to the images of a split that were scored, as text for people, at most 80 columns wide.
 
     Args:
-        remedy: an entry of `remedies` in the result of `evaluate`: what it is, and scores `before` and `after`.
+        remedy: an entry of `remedies` in the result of `evaluate`: what it is, scores `before` and `after`, and `gain`.
         split: of the images.
     """
     lines = [_name(remedy)]
     if "fitted" in remedy and split == "val":
         lines[0] += " (scored here too)"
-    before, after = remedy["before"], remedy["after"]
+    before, after, gained = remedy["before"], remedy["after"], remedy["gain"]
     if "clean" in before:
-        lines.append(_change("clean", before["clean"], after["clean"]))
-    lines.append(_change("shifted" if "clean" in before else "", before, after))
+        lines += [_change("clean", before["clean"], after["clean"]), *_judged(gained["clean"])]
+    lines += [_change("shifted" if "clean" in before else "", before, after), *_judged(gained)]
     return "\n".join(lines)
 
 
@@ -212,7 +228,7 @@ def render_predicted(remedy: Mapping[str, Any]) -> str:
     changed = f"  {remedy['predictions_changed']:.2%} of predictions changed"
     if "accuracy_before" in remedy:
         changed += f", accuracy {remedy['accuracy_before']:.2%} -> {remedy['accuracy_after']:.2%}"
-    lines = [_name(remedy), changed]
+    lines = [_name(remedy), changed, *_judged(remedy.get("gain"))]
     if "fitted" in remedy:
         lines.append(_change("there", remedy["fitted"]["before"], remedy["fitted"]["after"]))
     return "\n".join(lines)
@@ -226,6 +242,15 @@ def _name(remedy: Mapping[str, Any]) -> str:
     else:
         what = f"temperature {remedy['temperature']:.4g}"
     return what + (f", fitted on the {remedy['fitted']['images']:,} validation images" if "fitted" in remedy else "")
+
+
+def _judged(gained: Mapping[str, Any] | None) -> list[str]:
+    """Whether the accuracy changed by more than the choice of the images; nothing where each answer is as right."""
+    if not gained or not gained["noise"]:
+        return []
+    beyond = abs(gained["accuracy"]) > gained["noise"]
+    said = seeds.percent(gained["accuracy"], gained["noise"], sign=True)
+    return [f"  {'':<8}{said} points, {'beyond' if beyond else 'within'} the noise of these images"]
 
 
 def _change(title: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

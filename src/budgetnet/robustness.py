@@ -37,8 +37,10 @@ class ShiftScores:
     clean: Cell
     cells: Mapping[str, dict[int, Cell]]
     """By corruption and severity."""
-    right: Tensor = field(compare=False)
-    """int64 (images,): under how many corruptions and severities each image is classified right."""
+    clean_right: Tensor = field(compare=False)
+    """int64 (images,): 1 for each clean image that is classified right."""
+    right: Mapping[str, Tensor] = field(compare=False)
+    """By corruption, int64 (images,): under how many severities each image is classified right."""
 
     def mean(self, names: Sequence[str]) -> Cell | None:
         """The mean over some corruptions and all their severities; None where one of them was not measured."""
@@ -46,6 +48,11 @@ class ShiftScores:
             return None
         found = [cell for name in names for cell in self.cells[name].values()]
         return Cell(*(math.fsum(values) / len(found) for values in zip(*map(_values, found), strict=True)))
+
+    def shares(self, names: Sequence[str]) -> Tensor:
+        """float64 (images,): of some corruptions at all their severities, the share that each image is right under."""
+        count = sum(len(self.cells[name]) for name in names)
+        return torch.stack([self.right[name] for name in names]).sum(0).double() / count
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; a mean of corruptions that were not all measured is None (null)."""
@@ -101,8 +108,14 @@ def measure(
         return [(Cell(scores.accuracy, scores.loss, scores.ece), right) for scores, right in found]
 
     measured = [
-        ShiftScores(len(labels), cell, {name: {} for name in names}, torch.zeros_like(labels))
-        for cell, _ in answers(clean, 1)
+        ShiftScores(
+            images=len(labels),
+            clean=cell,
+            cells={name: {} for name in names},
+            clean_right=right.long(),
+            right={name: torch.zeros_like(labels) for name in names},
+        )
+        for cell, right in answers(clean, 1)
     ]
     done = 1
     for name in names:
@@ -110,7 +123,7 @@ def measure(
             done += 1
             for scores, (cell, right) in zip(measured, answers(corrupted(name, severity), done), strict=True):
                 scores.cells[name][severity] = cell
-                scores.right.add_(right)
+                scores.right[name].add_(right)
     return measured
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.cli.common import command_parser, json_text, path, progress_on
@@ -65,7 +66,7 @@ def add(commands: Any) -> None:
 def _evaluate(options: Namespace) -> int:
     from budgetnet import checkpoint, cifar, evaluate, origin
     from budgetnet.files import atomic_write
-    from budgetnet.remedies import render_scored
+    from budgetnet.remedies import gain, render_scored
 
     corruptions, severities = _corruptions(options)
     check_remedies(options)
@@ -96,9 +97,11 @@ def _evaluate(options: Namespace) -> int:
         result["weights"] = checkpoint.digest({}, classifier.network.state_dict())
         lines = _evaluate_shift(options, dataset, images, corruptions, severities, ready, result)
     else:
-        found = [evaluate.score(logits, labels) for logits in ready.classify(images.images)]
-        for remedy, before, after in zip(ready.remedies, found, found[1:], strict=False):
-            remedy |= {"before": brief(before), "after": brief(after)}
+        stages = ready.classify(images.images)
+        found = [evaluate.score(logits, labels) for logits in stages]
+        right = [logits.argmax(1) == labels for logits in stages]
+        for i, remedy in enumerate(ready.remedies):
+            remedy |= {"before": brief(found[i]), "after": brief(found[i + 1]), "gain": gain(right[i], right[i + 1])}
         result |= found[-1].to_dict()
         lines = [evaluate.render(found[-1], classifier.classes)]
     if ready.remedies:
@@ -235,7 +238,7 @@ def _evaluate_shift(
         line += "\n(frost is a stand-in for the photographs that CIFAR-10-C shows)" if "frost" in names else ""
     result |= {"images": len(labels), "source": source, "seed": None if official else SHIFT_SEED, **final.to_dict()}
     for remedy, before, after in zip(ready.remedies, tables, tables[1:], strict=False):
-        remedy |= {"before": _shift_brief(before), "after": _shift_brief(after)}
+        remedy |= {"before": _shift_brief(before), "after": _shift_brief(after), "gain": _shift_gain(before, after)}
     lines = [robustness.render(final), "", f"{len(labels):,} images of the {options.split} split; {line}"]
     if options.output:
         result["output"] = str(options.output)
@@ -247,9 +250,24 @@ def _evaluate_shift(
 
 
 def _shift_brief(scores: ShiftScores) -> dict[str, Any]:
-    """The mean over the 15 corruptions where all were measured, else over those that were; and clean."""
-    from budgetnet.shift import COMMON
-
-    mean = scores.mean(COMMON) or scores.mean(list(scores.cells))
+    """The mean over what sums up the corruptions; and clean."""
+    mean = scores.mean(_summed_up(scores))
     assert mean is not None
     return {**brief(mean), "clean": brief(scores.clean)}
+
+
+def _shift_gain(before: ShiftScores, after: ShiftScores) -> dict[str, Any]:
+    from budgetnet.remedies import gain
+
+    names = _summed_up(before)
+    return {
+        **gain(before.shares(names), after.shares(names)),
+        "clean": gain(before.clean_right, after.clean_right),
+    }
+
+
+def _summed_up(scores: ShiftScores) -> Sequence[str]:
+    """The 15 corruptions where all were measured, else those that were."""
+    from budgetnet.shift import COMMON
+
+    return COMMON if scores.mean(COMMON) else [*scores.cells]

@@ -152,13 +152,17 @@ def _score(
     ids: list[int], stages: list[torch.Tensor], labels: Path | None, classes: int, remedies: list[dict[str, Any]]
 ) -> LabelScores | None:
     """The scores against known labels, where there are some; `remedies` are told what each did for the accuracy."""
-    from budgetnet import predict
+    from budgetnet import evaluate, predict
+    from budgetnet.remedies import gain
 
     if labels is None:
         return None
-    scores = [predict.score_predictions(ids, logits.argmax(1).tolist(), labels, classes) for logits in stages]
-    for remedy, before, after in zip(remedies, scores, scores[1:], strict=False):
-        remedy |= {"accuracy_before": before.accuracy, "accuracy_after": after.accuracy}
+    true = predict.true_labels(ids, labels, classes)
+    predicted = [logits.argmax(1).cpu() for logits in stages]
+    scores = [evaluate.score_labels(each, true, classes) for each in predicted]
+    for i, remedy in enumerate(remedies):
+        remedy |= {"accuracy_before": scores[i].accuracy, "accuracy_after": scores[i + 1].accuracy}
+        remedy["gain"] = gain(predicted[i] == true, predicted[i + 1] == true)
     return scores[-1]
 
 
