@@ -513,13 +513,16 @@ def test_a_channel_is_taken_out_twice_but_a_factored_network_stays_as_it_is(run,
     checkpoint.load_strictly(fresh, twice.state_dict(), "it", "the one that is built")
 
 
-def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_knows(run, tmp_path):
+def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_knows(run, tmp_path, monkeypatch):
     model, digits = checkpoint.load(run), data.load("digits", None)
     config = replace(load_recipe(run / "config.yaml"), start=str(run))
     network = models.build(config.model, 10, image_size=32)
     indices, _ = splits.split(digits.train.targets, config.val_size, config.split_seed, config.train_size)
     said = start.load(network, config, digits, indices)
     assert said["parameters"] == model.parameters
+    shutil.copytree(run, tmp_path / "runs" / "named")
+    monkeypatch.chdir(tmp_path)
+    assert start.load(network, replace(config, start="named"), digits, indices) == said
     assert torch.equal(logits(network.eval()), logits(model.network))
     recipe = model.provenance["config"] | {"train_on_test": True}
     tested = made(tmp_path / "tested", model, provenance=model.provenance | {"config": recipe})

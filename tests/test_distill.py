@@ -150,6 +150,17 @@ def test_a_folder_in_hugging_faces_layout_teaches_as_the_run_does(tmp_path, digi
     assert teachers(DistillConfig(teachers=[str(tmp_path / "hub")]), digits).digests
 
 
+def test_a_teacher_is_named_as_any_model_is(tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, _ = a_teacher(tmp_path / "runs" / "first", digits, 0)
+    digest = hashlib.sha256((path / "best.safetensors").read_bytes()).hexdigest()
+    assert teachers(DistillConfig(teachers=["first"]), digits).digests == [digest]
+    with pytest.raises(ConfigError, match=r"teacher box knows the classes airplane, "):
+        teachers(DistillConfig(teachers=["box"]), digits)
+    with pytest.raises(CheckpointError, match=r"^gone cannot be read: .* nor is there runs.gone: "):
+        teachers(DistillConfig(teachers=["gone"]), digits)
+
+
 def test_a_teacher_that_was_trained_on_test_images_teaches_only_who_is_not_tested(tmp_path, digits):
     trained = {"dataset": "digits", "val_size": 0, "split_seed": 0, "train_size": None, "train_on_test": True}
     provenance = {"config": trained, "data_checksum": digits.checksum}

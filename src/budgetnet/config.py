@@ -73,7 +73,7 @@ class Config:
     """PyTorch's initialisation, or the reference project's (fan-out for convolutions, 1/0 for norms, normal 1e-3 for
     linear layers)."""
     start: str | None = None
-    """A finished run or model file of the same data whose weights training starts from; null is fresh weights. Where
+    """A finished run or model file of the same data, or `box`, whose weights training starts from; null is fresh. Where
     model.channels and model.ranks leave less than it has, from its most important channels and best approximations."""
     epochs: int = 200
     """Total number of epochs, also when a run is resumed."""

@@ -123,7 +123,7 @@ class Teachers:
         return (logits.float() / self.temperature).softmax(1)
 
     def _load(self, name: str, config: Config, dataset: Dataset) -> Classifier:
-        path = checkpoint.weights_file(Path(name).expanduser())
+        path = checkpoint.weights_file(checkpoint.located(Path(name).expanduser()))
         teacher = checkpoint.load_classifier(path)
         self.digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
         if teacher.classes != dataset.classes:

@@ -54,7 +54,7 @@ def load(network: nn.Module, config: Config, dataset: Dataset, indices: Tensor) 
     """
     assert config.start is not None
     name = config.start
-    path = checkpoint.weights_file(Path(name).expanduser())
+    path = checkpoint.weights_file(checkpoint.located(Path(name).expanduser()))
     classifier = checkpoint.load_classifier(path)
     trained = origin.trained_on(path, classifier)
     if not trained:
