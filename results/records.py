@@ -98,7 +98,7 @@ def table() -> str:
             _percent(spread["test_accuracy_tta"]) if "test_accuracy_tta" in spread else "",
             f"{spread['minutes']['mean']:.1f}",
             str(spread["minutes"]["n"]),
-            _hardware(first["hardware"]),
+            "<br>".join(dict.fromkeys(_hardware(run["hardware"]) for run in found["runs"])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     submissions = [f"- {_submission(path)}" for path in sorted(HERE.glob("*.json"))]

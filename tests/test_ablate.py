@@ -150,6 +150,18 @@ def test_the_page_says_how_many_parameters_each_has_where_they_differ():
     assert "| `--x 1` | 97,657 | 95.50 ± 0.71 % |" in page
 
 
+def test_the_page_says_on_which_machines_runs_were_computed():
+    found = record([0.9, 0.91], [0.95, 0.96])
+    assert "on A CPU with AVX:" in ablate.markdown(found)
+    del found["hardware"]
+    assert "`--epochs 1`:" in ablate.markdown(found)
+    for row in found["runs"]:
+        row["hardware"] = {"cpu": "A CPU, AVX", "device": "cpu"}
+    assert "on A CPU with AVX:" in ablate.markdown(found)
+    found["runs"][1]["hardware"] = {"cpu": "A CPU, AVX", "device": "cuda", "gpu": "A GPU"}
+    assert "on A CPU with AVX and A GPU:" in ablate.markdown(found)
+
+
 def test_the_page_says_which_precisions_were_computed_in_where_the_record_does():
     found = record([0.9], [0.95])
     assert "on A CPU with AVX:" in ablate.markdown(found)
@@ -210,6 +222,7 @@ def test_each_variant_trains_by_each_seed_untested_and_what_is_finished_is_not_t
         ("as it is", 1),
         ("optimizer.lr 1e-9", 1),
     ]
+    assert {row["hardware"]["device"] for row in found["runs"]} == {"cpu"}
     assert {row["precision"] for row in found["runs"]} == {devices.precision("auto", torch.device("cpu"))}
     assert printed.err.count(" of 4: ") == 4
     runs = sorted((tmp_path / "runs" / "ablate-smoke").glob("*/summary.json"))

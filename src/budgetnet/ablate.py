@@ -162,7 +162,7 @@ def carry_out(
         record: a JSON file that is written after each run.
 
     Returns:
-        The recipe, `always`, the hardware, and a row for each run, in the order of seeds and variants.
+        The recipe, `always`, and a row for each run with what it was computed on, in the order of seeds and variants.
 
     Raises:
         ConfigError: an option is wrong, nothing is held out to judge by, or two variants are one.
@@ -180,7 +180,6 @@ def carry_out(
         "recipe": study.recipe.name,
         "always": shlex.join(study.always),
         "seeds": study.seeds,
-        "hardware": {},
         "runs": [],
     }
     with workers(jobs) as pool:
@@ -188,8 +187,7 @@ def carry_out(
         try:
             for future in as_completed(futures):
                 job = futures[future]
-                row, found["hardware"] = future.result()
-                rows[job.run] = row
+                row = rows[job.run] = future.result()
                 found["runs"] = [rows[other.run] for other in planned if other.run in rows]
                 if record:
                     atomic_write(record, (json.dumps(found, indent=1) + "\n").encode())
@@ -252,8 +250,8 @@ def _plan(study: Study, runs: Path) -> list[_Job]:
     return jobs
 
 
-def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """In a process of its own: train a variant, or go on, and return its row and what it was computed on."""
+def _train(job: _Job, folder: Path | None, device: str, threads: int) -> dict[str, Any]:
+    """In a process of its own: train a variant, or go on, and return its row."""
     import torch
 
     from budgetnet import devices
@@ -281,11 +279,12 @@ def _train(job: _Job, folder: Path | None, device: str, threads: int) -> tuple[d
         "minutes": summary["final"]["minutes"],
         "parameters": summary["parameters"],
         "precision": load_recipe(job.run / CONFIG).precision,  # of auto, what it came to
+        "hardware": summary["hardware"],
         "git_commit": summary["tags"]["git_commit"],
     }
     if job.shift:
         row |= _under_corruption(job, folder)
-    return row, summary["hardware"]
+    return row
 
 
 def _under_corruption(job: _Job, folder: Path | None) -> dict[str, Any]:
@@ -414,9 +413,8 @@ def _lines(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
 def markdown(record: Mapping[str, Any]) -> str:
     """The comparison as a table for a page; with the parameters, where variants differ in them."""
     common = f"`{record['recipe']}`" + (f", `{record['always']}`" if record["always"] else "")
-    hardware = record["hardware"]
-    if hardware:
-        common += f", on {hardware.get('gpu') or hardware['cpu'].replace(',', ' with')}"
+    if machines := _machines(record):
+        common += f", on {' and '.join(machines)}"
     if precisions := sorted({row["precision"] for row in record["runs"] if "precision" in row}):  # older ones name none
         common += f", in {' and '.join(precisions)}"
     measures = _measures(record)
@@ -437,3 +435,10 @@ def markdown(record: Mapping[str, Any]) -> str:
             cells += [f"{seeds.percent(row['mean'], row['std'])} %", against, row.get("verdict", "")]
         lines.append(f"| {' | '.join([*cells, str(found[0]['seeds'])])} |")
     return "\n".join(lines)
+
+
+def _machines(record: Mapping[str, Any]) -> list[str]:
+    """What the runs were computed on, each once; a record by an older version has one for all."""
+    each = [row["hardware"] for row in record["runs"] if "hardware" in row] or [record.get("hardware")]
+    names = [found.get("gpu") or found["cpu"].replace(",", " with") for found in each if found]
+    return list(dict.fromkeys(names))
