@@ -166,7 +166,7 @@ def test_without_onnx_runtime_pytorch_computes_and_one_line_says_so(package, hom
     assert capsys.readouterr().err == ""
 
 
-def test_evaluate_in_int8_tells_what_it_costs_on_the_same_images(home, capsys, monkeypatch):
+def test_evaluate_in_int8_tells_what_it_costs_on_the_same_images(home, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(home)
     assert main(["evaluate", "run", "--json"]) == 0
     exact = json.loads(capsys.readouterr().out)
@@ -178,9 +178,17 @@ def test_evaluate_in_int8_tells_what_it_costs_on_the_same_images(home, capsys, m
     assert (exact["arithmetic"], scores["arithmetic"]) == ("fp32", "int8")
     assert (cost["fp32_accuracy"], cost["int8_accuracy"]) == (exact["accuracy"], scores["accuracy"])
     assert cost["points_lost"] == pytest.approx(100 * (exact["accuracy"] - scores["accuracy"]))
-    assert (
-        cost["points_lost"] / 100 <= cost["predictions_changed"] < 0.1
-    )  # of a network after few steps: more on some CPUs
+    assert cost["points_lost"] / 100 <= cost["predictions_changed"]
+    np.save(tmp_path / "test.npy", data.load("digits", None).test.images.permute(0, 2, 3, 1).numpy())
+    told = []
+    for precision in ("fp32", "int8"):
+        command = ["predict", "run", str(tmp_path / "test.npy"), "--precision", precision, "--probabilities"]
+        assert main([*command, "--output", str(tmp_path / f"{precision}.csv")]) == 0
+        told.append(np.loadtxt(tmp_path / f"{precision}.probabilities.csv", delimiter=",", skiprows=1)[:, 1:])
+    capsys.readouterr()
+    assert cost["predictions_changed"] == (told[0].argmax(1) != told[1].argmax(1)).mean()
+    # How many answers are near a tie after so few steps is up to the processor that trained; how near int8 is, less so.
+    assert abs(told[0] - told[1]).sum(1).mean() / 2 < 0.03
     assert (cost["split"], cost["images"]) == ("test", 359)
     assert scores["loss"] != exact["loss"]
     assert main(["evaluate", "run", "--precision", "int8"]) == 0

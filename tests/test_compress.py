@@ -526,10 +526,11 @@ def test_training_starts_from_nothing_whose_score_would_be_of_images_that_it_kno
     assert torch.equal(logits(network.eval()), logits(model.network))
     recipe = model.provenance["config"] | {"train_on_test": True}
     tested = made(tmp_path / "tested", model, provenance=model.provenance | {"config": recipe})
-    with pytest.raises(ConfigError, match=r"tested was trained on the test images too: give --train_on_test true"):
+    with pytest.raises(ConfigError, match=r"tested was trained on the test images too: choose another, or give --t"):
         start.load(network, replace(config, start=str(tested)), digits, indices)
     with pytest.raises(ConfigError, match=r"split_seed is 3, but .*first was trained with 0: images that are held out"):
         start.load(network, replace(config, split_seed=3), digits, indices)
+    start.load(network, replace(config, split_seed=3, val_size=0), digits, indices)  # nothing is held out
     with pytest.raises(
         ConfigError, match=r"other data than these of digits \(checksum \w+, found 000000000000\): give"
     ):

@@ -184,7 +184,7 @@ def test_a_teacher_that_has_learnt_images_which_the_student_holds_out_is_refused
     assert asked("same").digests
     other = trained | {key: value}
     with pytest.raises(
-        ConfigError, match=rf"{key} is {held_out[key]}, but teacher .*other was trained with {value}: it"
+        ConfigError, match=rf"{key} is {held_out[key]}, but teacher .*other was trained with {value}: images"
     ):
         asked("other", changes=other)
     assert asked("other", changes=other, val_size=0).digests, "nothing is chosen by images"

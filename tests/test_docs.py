@@ -1,5 +1,6 @@
 """What README, the guide and the recipes say is true of the code and the records."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -76,6 +77,16 @@ def test_a_record_is_told_from_its_recipe_by_the_options_that_are_not_what_they_
     assert records.unlike(name, {"epochs": 8, "optimizer": {"forgotten": 1}}) == {"epochs": 8}
     with pytest.raises(SystemExit, match="begin with the name of a recipe"):
         records.unlike("tinyest", {})
+
+
+def test_each_machine_that_a_record_was_computed_on_is_named_once(tmp_path, monkeypatch):
+    found = json.loads((ROOT / "results" / "tiny.json").read_text())
+    (run,) = found["runs"]
+    here, there = ({"cpu": cpu, "threads": 1} for cpu in ("A CPU, AVX", "Another, AVX"))
+    found["runs"] = [run | {"hardware": hardware} for hardware in (here, there, here)]
+    (tmp_path / "tiny.json").write_text(json.dumps(found))
+    monkeypatch.setattr(records, "HERE", tmp_path)
+    assert "| 1 core of A CPU<br>1 core of Another |" in records.table()
 
 
 def test_readme_lists_every_recipe():

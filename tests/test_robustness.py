@@ -84,8 +84,8 @@ def test_each_classifier_is_scored_on_the_same_images_which_are_made_once():
     assert one.images == 4
     for index, scores in enumerate((one, other)):  # the clean images are not among them
         each = [classify(corrupted(name, s))[index].argmax(1) == labels for name in ("fog", "snow") for s in (1, 4)]
-        assert scores.shares(("fog", "snow")).tolist() == torch.stack(each).double().mean(0).tolist()
-        assert scores.shares(["snow"]).tolist() == torch.stack(each[2:]).double().mean(0).tolist()
+        assert scores.shares_right(("fog", "snow")).tolist() == torch.stack(each).double().mean(0).tolist()
+        assert scores.shares_right(["snow"]).tolist() == torch.stack(each[2:]).double().mean(0).tolist()
         for names in (["fog"], ["fog", "snow"]):
-            assert scores.shares(names).mean().item() == pytest.approx(scores.mean(names).accuracy)
+            assert scores.shares_right(names).mean().item() == pytest.approx(scores.mean(names).accuracy)
         assert scores.clean_right.tolist() == (classify(clean)[index].argmax(1) == labels).long().tolist()

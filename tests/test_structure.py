@@ -175,5 +175,5 @@ def test_a_flag_of_a_recipe_is_read_in_one_module():
             if ast.unparse(node.value) not in ("re", "torch", "self.options"):
                 read[node.attr].add(path.name)
     # Whether there is a test, what may start from it and teach it, and what is said of it: not one decision.
-    assert read.pop("train_on_test") == {"train.py", "start.py", "training.py", "recorder.py", "progress.py"}
+    assert read.pop("train_on_test") == {"train.py", "origin.py", "recorder.py", "progress.py"}
     assert {flag: len(modules) for flag, modules in read.items()} == dict.fromkeys(read, 1)

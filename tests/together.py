@@ -72,7 +72,7 @@ CONFIGS = {
     "augmix": replace(
         PLAIN, augment=AugmentConfig(policy="augmix", consistency=12, flip="alternate"), swa=0.6, batch_size=20
     ),
-    "student": replace(PLAIN, augment=AUGMENT, distill=DistillConfig(teachers=["long"])),
+    "student": replace(PLAIN, augment=AUGMENT, distill=DistillConfig(teachers=["muon"])),
     "layers": replace(
         PLAIN,
         model=ModelConfig(

@@ -67,7 +67,7 @@ GROUPS = (
     Group(
         "Evaluation",
         "scores, also under corruption",
-        ("logits", "evaluate", "remedies", "streams", "filters", "corruptions", "shift", "robustness", "seeds"),
+        ("logits", "evaluate", "seeds", "remedies", "streams", "filters", "corruptions", "shift", "robustness"),
         row=3,
     ),
     Group(

@@ -296,8 +296,6 @@ def _under_corruption(job: _Job, folder: Path | None) -> dict[str, Any]:
         The mean accuracy, how many images, under how many corruptions and severities, and, two hexadecimal digits for
         each image, under how many of these it is classified right.
     """
-    import torch
-
     from budgetnet import checkpoint, data, robustness, shift, splits
     from budgetnet.logits import predict_logits
     from budgetnet.runs import read_mapping
@@ -327,7 +325,7 @@ def _under_corruption(job: _Job, folder: Path | None) -> dict[str, Any]:
         "corruption_accuracy": mean.accuracy,
         "corrupted_images": job.shift,
         "corruptions": len(shift.COMMON) * len(shift.SEVERITIES),
-        "corruption_right": bytes(torch.stack([*scores.right.values()]).sum(0).tolist()).hex(),
+        "corruption_right": bytes(scores.times_right(shift.COMMON).tolist()).hex(),
     }
     atomic_write(kept, (json.dumps(of | found) + "\n").encode())
     return found

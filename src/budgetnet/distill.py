@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +130,7 @@ class Teachers:
                 f"teacher {name} knows the classes {_some(teacher.classes)}, but {dataset.name} has "
                 f"{_some(dataset.classes)}: choose a teacher that was trained on the same classes"
             )
-        _require_unseen(name, origin.trained_on(path, teacher), config, dataset)
+        origin.require_unseen(f"teacher {name}", origin.trained_on(path, teacher), config, dataset)
         side = dataset.train.images.shape[-1]
         if teacher.image_size != side:
             raise ConfigError(
@@ -144,23 +143,6 @@ class Teachers:
         except ConfigError as error:
             raise ConfigError(f"teacher {name} cannot take the smallest images of progressive.size: {error}") from error
         return teacher
-
-
-def _require_unseen(name: str, trained: dict[str, Any], config: Config, dataset: Dataset) -> None:
-    """Refuse a teacher that says it was trained on images which the student is chosen by or tested on."""
-    if trained.get("train_on_test") and not config.train_on_test:
-        raise ConfigError(
-            f"teacher {name} was trained on the test images too: choose another, or give --train_on_test true, as "
-            "there is no test"
-        )
-    if not config.val_size or trained.get("data_checksum") != dataset.checksum:
-        return
-    for key in ("val_size", "split_seed"):
-        if trained[key] != getattr(config, key):
-            raise ConfigError(
-                f"{key} is {getattr(config, key)}, but teacher {name} was trained with {trained[key]}: it has learnt "
-                "images that are held out now; give the same, or --val_size 0"
-            )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from budgetnet import engine, splits
 from budgetnet.classifier import Classifier
-from budgetnet.config import DatasetName
+from budgetnet.config import Config, DatasetName
 from budgetnet.data import Dataset
 from budgetnet.engine import Engine
-from budgetnet.errors import CheckpointError, DataError
+from budgetnet.errors import CheckpointError, ConfigError, DataError
 from budgetnet.inputs import normalize
 
 _CALIBRATION_IMAGES, _CALIBRATION_NUMBERS = 512, 2**26  # fewer where images are large: calibrated on as float32
@@ -39,6 +39,35 @@ def trained_on(source: Path, classifier: Classifier) -> dict[str, Any]:
     if wrong or trained["dataset"] not in get_args(DatasetName):
         raise CheckpointError(f"{source} does not say as it should what it was trained on: {wrong or 'dataset'}")
     return trained
+
+
+def require_unseen(source: str, trained: dict[str, Any], config: Config, dataset: Dataset) -> None:
+    """Refuse a model to start from, or to learn from, that was trained on images which a run is chosen by or tested on.
+
+    Its scores would be of images that it has learnt. Of other data, or where nothing is said of it, nobody knows.
+
+    Args:
+        source: what the model is called.
+        trained: what its file says of its training data.
+        config: of the run.
+        dataset: of the run.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if trained.get("train_on_test") and not config.train_on_test:
+        raise ConfigError(
+            f"{source} was trained on the test images too: choose another, or give --train_on_test true, as there is "
+            "no test"
+        )
+    if not config.val_size or trained.get("data_checksum") != dataset.checksum:
+        return
+    for key in ("val_size", "split_seed"):
+        if trained[key] != getattr(config, key):
+            raise ConfigError(
+                f"{key} is {getattr(config, key)}, but {source} was trained with {trained[key]}: images that are held "
+                "out now were trained on; give the same"
+            )
 
 
 def require_classes(source: Path, classifier: Classifier, dataset: Dataset) -> None:

@@ -49,10 +49,13 @@ class ShiftScores:
         found = [cell for name in names for cell in self.cells[name].values()]
         return Cell(*(math.fsum(values) / len(found) for values in zip(*map(_values, found), strict=True)))
 
-    def shares(self, names: Sequence[str]) -> Tensor:
-        """float64 (images,): of some corruptions at all their severities, the share that each image is right under."""
-        count = sum(len(self.cells[name]) for name in names)
-        return torch.stack([self.right[name] for name in names]).sum(0).double() / count
+    def times_right(self, names: Sequence[str]) -> Tensor:
+        """int64 (images,): under how many of some corruptions and their severities each image is classified right."""
+        return torch.stack([self.right[name] for name in names]).sum(0)
+
+    def shares_right(self, names: Sequence[str]) -> Tensor:
+        """float64 (images,): `times_right`, as a share of these corruptions and severities."""
+        return self.times_right(names).double() / sum(len(self.cells[name]) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; a mean of corruptions that were not all measured is None (null)."""

@@ -235,8 +235,8 @@ class DistillConfig:
     """Learning from trained networks besides the labels (Hinton et al. 2015, arXiv:1503.02531)."""
 
     teachers: list[str] = field(default_factory=list)
-    """Finished runs (folders, or names in `runs`), model files, or `box`: of the same classes and the same data, with
-    the same held-out images. Their probabilities are averaged; they may be over the budget."""
+    """Finished runs (folders, or names in `runs`), model files, or `box`: of the same classes and, where of the same
+    data, with the same images held out. Their probabilities are averaged; they may be over the budget."""
     temperature: float = 4.0
     """What the logits of both sides are divided by: more is softer."""
     weight: float = 0.9

@@ -64,14 +64,7 @@ def load(network: nn.Module, config: Config, dataset: Dataset, indices: Tensor) 
             f"{name} was trained on other data than these of {dataset.name} (checksum {trained['data_checksum'][:12]}, "
             f"found {dataset.checksum[:12]}): give the --data that it was trained on"
         )
-    for key in ("val_size", "split_seed"):
-        if trained[key] != getattr(config, key):
-            raise ConfigError(
-                f"{key} is {getattr(config, key)}, but {name} was trained with {trained[key]}: images that are held "
-                "out now were trained on; give the same"
-            )
-    if trained["train_on_test"] and not config.train_on_test:
-        raise ConfigError(f"{name} was trained on the test images too: give --train_on_test true, as there is no test")
+    origin.require_unseen(name, trained, config, dataset)
     parameters = classifier.parameters
     smaller = made_smaller(classifier, config.model, name)
     if (classifier.model.channels, classifier.model.ranks) != (config.model.channels, config.model.ranks):

@@ -261,7 +261,7 @@ def _shift_gain(before: ShiftScores, after: ShiftScores) -> dict[str, Any]:
 
     names = _summed_up(before)
     return {
-        **gain(before.shares(names), after.shares(names)),
+        **gain(before.shares_right(names), after.shares_right(names)),
         "clean": gain(before.clean_right, after.clean_right),
     }
 
