@@ -58,7 +58,8 @@ class Disk:
             def move(source: Any, target: Any, **options: Any) -> None:
                 self._look()
                 how(source, target, **options)
-                self._moved(Path(source), Path(target))
+                if not os.path.lexists(source):  # it stays where both are names of one file
+                    self._moved(Path(source), Path(target))
 
             return move
 
@@ -85,10 +86,12 @@ class Disk:
             raise AssertionError(f"{lost} went unseen: this listens to too little")
         for name, inode in there.items():
             if name not in self._names:
-                self._numbers[inode] = self._names[name] = len(self._content)
-                self._pending.append((None, name, len(self._content)))
-                self._synced.append(b"")
-                self._content.append(b"")
+                if self._numbers.get(inode) not in self._names.values():  # else it is a second name of the same file
+                    self._numbers[inode] = len(self._content)
+                    self._synced.append(b"")
+                    self._content.append(b"")
+                self._names[name] = self._numbers[inode]
+                self._pending.append((None, name, self._numbers[inode]))
             if self._numbers[inode] != self._names[name]:
                 raise AssertionError(f"{name} was replaced unseen: this listens to too little")
             self._content[self._names[name]] = (self.folder / name).read_bytes()

@@ -83,6 +83,7 @@ def test_whatever_a_power_cut_leaves_of_a_run_all_that_was_saved_is_there(whole,
     states = list(storage.power_cuts(tmp_path / "run").states.items())
     assert storage.is_same(tmp_path / "run", whole)
     assert len(states) > 50
+    assert [state for state, _ in states if "previous.ckpt" in dict(state) and "last.ckpt" not in dict(state)] == []
     wrong = [
         storage.lost(restore(state, tmp_path / str(number) / "run"), saved)
         for number, (state, saved) in enumerate(states)
@@ -128,6 +129,21 @@ def test_a_new_name_may_be_lost_until_its_folder_is_synced(tmp_path):
     with disk.listening():
         synced(tmp_path)
     assert [dict(state) for state in disk.states] == [{"file": b"12", "other": b""}]
+
+
+def test_a_second_name_of_a_file_may_be_lost_and_so_may_the_first_once_it_is_given_up(tmp_path):
+    (tmp_path / "file").write_bytes(b"12")
+
+    def careless():
+        os.link(tmp_path / "file", tmp_path / "new")
+        os.replace(tmp_path / "new", tmp_path / "other")
+        os.replace(tmp_path / "file", tmp_path / "other")  # two names of one file: nothing is done
+        (tmp_path / "file").unlink()
+
+    found = [{name for name in state if name != "new"} for state in disk_after(tmp_path, careless)]
+    assert {frozenset(names) for names in found} == {
+        frozenset(names) for names in ({"file"}, {"other"}, {"file", "other"}, ())
+    }
 
 
 @pytest.mark.parametrize("size", [4096, 28 * 1024, 60 * 1024])

@@ -25,20 +25,75 @@ def synced(monkeypatch):
     return found
 
 
-def test_the_file_that_is_replaced_stays_under_another_name_where_that_is_wanted(tmp_path):
+@pytest.fixture(params=[True, False], ids=["hard links", "no hard links"])
+def links(request, monkeypatch):
+    """Whether the file system has hard links."""
+
+    def refuse(source, target, **_):
+        raise OSError(errno.EPERM, "Operation not permitted", source, None, target)
+
+    if not request.param:
+        monkeypatch.setattr(os, "link", refuse)
+    return request.param
+
+
+def content(folder):
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def test_the_file_that_is_replaced_stays_under_another_name_where_that_is_wanted(links, tmp_path):
     path = tmp_path / "last"
-    for content in (b"1", b"2", b"3"):
-        atomic_write(path, content, keep="previous")
-    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"last": b"3", "previous": b"2"}
+    for data in (b"1", b"2", b"3"):
+        atomic_write(path, data, keep="previous")
+    assert content(tmp_path) == {"last": b"3", "previous": b"2"}
+    assert all(entry.stat().st_nlink == 1 for entry in tmp_path.iterdir())
+
+
+def test_at_every_moment_the_file_is_there_the_old_one_or_the_new(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(how):
+        def do(*arguments, **options):
+            seen.append((tmp_path / "last").read_bytes())
+            how(*arguments, **options)
+            seen.append((tmp_path / "last").read_bytes())
+
+        return do
+
+    for data in (b"1", b"2"):
+        atomic_write(tmp_path / "last", data, keep="previous")
+    for name in ("link", "replace", "unlink"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    atomic_write(tmp_path / "last", b"3", keep="previous")
+    assert seen[:5] == [b"2"] * 5
+    assert set(seen[5:]) == {b"2", b"3"}
+
+
+def test_a_crash_that_left_both_names_on_one_file_keeps_it_once(tmp_path):
+    (tmp_path / "last").write_bytes(b"1")
+    os.link(tmp_path / "last", tmp_path / "previous")
+    atomic_write(tmp_path / "last", b"2", keep="previous")
+    assert content(tmp_path) == {"last": b"2", "previous": b"1"}
+
+
+def test_a_name_that_the_old_file_cannot_get_is_one_error_and_it_stays(links, tmp_path):
+    (tmp_path / "last").write_bytes(b"1")
+    (tmp_path / "previous").mkdir()
+    with pytest.raises(
+        WriteError, match=rf"cannot write {tmp_path}/last: .*; make it writable or choose another folder"
+    ):
+        atomic_write(tmp_path / "last", b"2", keep="previous")
+    assert (tmp_path / "last").read_bytes() == b"1"
+    assert sorted(os.listdir(tmp_path)) == ["last", "previous"]
 
 
 def test_both_files_stay_as_they_were_when_the_new_one_does_not_reach_the_disk(tmp_path, monkeypatch):
-    for content in (b"1", b"2"):
-        atomic_write(tmp_path / "last", content, keep="previous")
+    for data in (b"1", b"2"):
+        atomic_write(tmp_path / "last", data, keep="previous")
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(WriteError):
         atomic_write(tmp_path / "last", b"3", keep="previous")
-    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"last": b"2", "previous": b"1"}
+    assert content(tmp_path) == {"last": b"2", "previous": b"1"}
 
 
 def test_a_full_disk_is_told_by_file_and_folder_and_by_what_is_left(tmp_path, monkeypatch):

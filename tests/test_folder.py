@@ -205,7 +205,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_is_used_and_ne
     assert numbers(place.path) == {"last.ckpt": 3, "previous.ckpt": 1}
 
 
-def test_death_between_the_two_renamings_leaves_the_checkpoint_before_which_is_used(place):
+def test_where_death_between_two_renamings_left_no_last_checkpoint_the_one_before_is_used(place):
     (place.path / "last.ckpt").rename(place.path / "previous.ckpt")
     told = []
     assert place.load(told.append)[0]["number"] == 2

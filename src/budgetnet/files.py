@@ -25,7 +25,8 @@ def replacing(path: Path, *, keep: str | None = None) -> Iterator[Path]:
     Args:
         path: the file to be written, new or not; its folder exists.
         keep: the name, in the same folder, that the old file gets once the new one is on the disk, instead of being
-            lost. A crash between the two renamings leaves the old file under that name, and nothing at `path`.
+            lost. It is at `path` too until the new one is, but on a file system without hard links: a crash between
+            the two renamings leaves it under that name alone there.
 
     Yields:
         A path in the same folder.
@@ -38,19 +39,20 @@ def replacing(path: Path, *, keep: str | None = None) -> Iterator[Path]:
         raise WriteError(f"cannot write {path}: there is no folder {target.parent}; create it or choose another")
     if target.exists() and not target.is_file():
         raise WriteError(f"cannot write {path}: it is there and is no file; choose another name")
-    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    temporary, spare = (target.with_name(f".{secrets.token_hex(8)}.part") for _ in range(2))
     try:
         # Made here, not by the caller: a folder that cannot be written is found before any work, with one message.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         flush(temporary)
         if keep is not None and target.exists():
-            os.replace(target, target.with_name(keep))
+            _keep(target, target.with_name(keep), spare)
         os.replace(temporary, target)
         if os.name == "posix":
             flush(target.parent)
     except OSError as error:
-        if error.filename is not None and os.fspath(error.filename) not in (str(temporary), str(target.parent)):
+        ours = {str(path) for path in (temporary, spare, target, target.parent)}
+        if error.filename is not None and os.fspath(error.filename) not in ours:
             raise  # about another file, which the block was working on
         with suppress(OSError):
             temporary.unlink()  # before the message says how much is left
@@ -59,6 +61,19 @@ def replacing(path: Path, *, keep: str | None = None) -> Iterator[Path]:
         # Whatever keeps it from being removed (the folder is gone, say) is no worse than what is told already.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path, other: Path, spare: Path) -> None:
+    """Name a file `other`, in the place of what is there; where there are hard links it keeps its own name as well."""
+    try:
+        os.link(path, spare)
+    except OSError:
+        os.replace(path, other)
+        return
+    try:
+        os.replace(spare, other)
+    finally:
+        spare.unlink(missing_ok=True)  # a crash may have left both names on one file, which is not renamed over itself
 
 
 def atomic_write(path: Path, data: bytes, *, keep: str | None = None) -> None:
