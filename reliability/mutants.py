@@ -178,6 +178,8 @@ class Trial:
     def _pytest(self, tree: ast.Module, plugin: object) -> int:
         settings.register_profile("fast", phases=[Phase.explicit, Phase.generate])  # a failure as found is enough
         settings.load_profile("fast")
+        for module in [module for module in sys.modules if module.split(".")[0] == self.name.split(".")[0]]:
+            del sys.modules[module]  # this program has imported what it needs of them itself, unchanged
         sys.meta_path.insert(0, Changed(self.name, self.path, tree))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"]

@@ -46,6 +46,7 @@ def test_counted():
 DRIVER = """
 import os, time
 from pathlib import Path
+import planted  # as what writes a record needs some of the package itself
 from changes import changes
 from mutants import Trial, forked
 
