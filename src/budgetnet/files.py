@@ -60,7 +60,7 @@ def replacing(path: Path, *, keep: str | None = None) -> Iterator[Path]:
     finally:
         # Whatever keeps it from being removed (the folder is gone, say) is no worse than what is told already.
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary.unlink()
 
 
 def _keep(path: Path, other: Path, spare: Path) -> None:
