@@ -13,7 +13,7 @@ from budgetnet.errors import CheckpointError, ConfigError, DataError
 from budgetnet.evaluate import score
 from budgetnet.inputs import normalize
 from budgetnet.logits import predict_logits
-from budgetnet.remedies import adapted, fit_shares, fit_temperature, gain, render_predicted
+from budgetnet.remedies import adapted, fit_shares, fit_temperature, gain, render_predicted, render_scored
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -90,6 +90,53 @@ def test_several_batches_come_close_to_one(network, monkeypatch):
         assert (value - batched[key]).abs().max() < 0.2 * (value - source[key]).abs().max() + 0.02
 
 
+@pytest.mark.parametrize(("n", "expected"), [(50, [17, 17, 16]), (20, [20]), (21, [11, 10]), (41, [14, 14, 13])])
+def test_whatever_the_batches_what_comes_before_the_first_norm_counts_by_image(network, monkeypatch, n, expected):
+    some, sizes = images(n, seed=3), []
+    whole = norms(adapted(network, some, MEAN, STD))
+    monkeypatch.setattr(remedies, "_PIXELS", 20 * 64 + 32)
+    network.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    batched = norms(adapted(network, some, MEAN, STD))
+    assert sizes == expected
+    first = next(iter(whole))
+    assert torch.allclose(batched[first].running_mean, whole[first].running_mean, atol=1e-6)
+    assert torch.allclose(batched[first].running_var, whole[first].running_var, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "expected"), [(512, 32, [512]), (513, 32, [257, 256]), (16, 256, [16]), (17, 256, [9, 8])]
+)
+def test_batches_are_of_512_images_and_of_fewer_where_images_are_large(n, side, expected):
+    norm, sizes = nn.BatchNorm2d(3), []
+    norm.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    adapted(norm, torch.arange(n * 3 * side * side).byte().view(n, 3, side, side), MEAN, STD)
+    assert sizes == expected
+
+
+def test_a_small_variance_beside_a_large_mean_is_exact_and_none_is_below_zero(monkeypatch):
+    monkeypatch.setattr(remedies, "_PIXELS", 3 * 64)
+    some = images(50, seed=3, low=254)
+    x = some.double() / 255 / 1e-4
+    found = adapted(nn.BatchNorm2d(3), some, [0.0] * 3, [1e-4] * 3)
+    assert torch.allclose(found.running_var.double(), x.var((0, 2, 3), correction=0), rtol=1e-5)
+    for n in range(40, 60):  # of some, shares of batches add up to more than 1 by the last digit
+        flat = torch.full((n, 3, 8, 8), 200, dtype=torch.uint8)
+        assert (adapted(nn.BatchNorm2d(3), flat, [0.0] * 3, [1e-4] * 3).running_var >= 0).all()
+
+
+def test_norms_that_keep_no_statistics_are_left_to_themselves(network):
+    both = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3))
+    adapted(both, images(4), MEAN, STD)
+    with pytest.raises(ConfigError, match="no batch norms"):
+        adapted(both[:1], images(4), MEAN, STD)
+
+
+def test_two_images_are_enough_and_one_where_training_counts_as_another(network):
+    for n, prior in ((2, 0), (1, 1)):
+        found = statistics(adapted(network, images(n), MEAN, STD, prior))
+        assert any(not torch.equal(value, found[key]) for key, value in statistics(network).items())
+
+
 def test_a_large_prior_leaves_the_network_as_it_was(network):
     some = images(4, seed=5)
     found = adapted(network, some, MEAN, STD, 10**9)
@@ -154,12 +201,13 @@ def test_the_order_of_the_images_does_not_change_the_temperature():
     logits, labels = calibrated(300, 1.7)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     assert fit_temperature(logits[order], labels[order]) == fit_temperature(logits, labels)
+    assert fit_temperature(logits.double(), labels) == fit_temperature(logits, labels)
 
 
 def test_a_network_that_is_never_wrong_or_never_right_gets_the_end_of_the_range():
     logits = torch.eye(4) * 3
-    assert fit_temperature(logits, torch.arange(4)) == remedies.LOWEST
-    assert fit_temperature(logits, (torch.arange(4) + 1) % 4) == remedies.HIGHEST
+    assert fit_temperature(logits, torch.arange(4)) == remedies.LOWEST == 0.05
+    assert fit_temperature(logits, (torch.arange(4) + 1) % 4) == remedies.HIGHEST == 20
     with pytest.raises(DataError, match="no images"):
         fit_temperature(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
 
@@ -183,6 +231,13 @@ def test_shares_have_the_least_cross_entropy_of_all_on_a_grid_of_shares_and_temp
 
     grid = [(a / 10, b / 10, (10 - a - b) / 10) for a in range(11) for b in range(11 - a)]
     assert loss(found) <= min(loss([*shares]) for shares in grid) + 1e-6
+
+
+def test_shares_are_those_of_logits_of_any_scale_and_what_misleads_counts_for_nothing():
+    logits, labels = three_groups(400, (1.0, 0.5, 4.0))
+    assert fit_shares(20 * logits, labels) == pytest.approx(fit_shares(logits, labels), abs=0.01)
+    logits[2] = -calibrated(400, 1.0)[0]
+    assert fit_shares(logits, labels)[2] == 0
 
 
 def test_views_that_say_nothing_of_the_classes_count_alike_and_some_images_are_needed():
@@ -220,3 +275,44 @@ def test_what_is_said_of_a_gain(gained, line):
     remedy = {"remedy": "norm statistics", "prior": 0, "predictions_changed": 0.5}
     lines = render_predicted(remedy if gained is None else remedy | {"gain": gained}).splitlines()
     assert lines[2:] == ([] if line is None else [line])
+
+
+BEFORE, AFTER = {"accuracy": 0.5, "loss": 1.25, "ece": 0.1}, {"accuracy": 0.525, "loss": 1.2, "ece": 0.02}
+GAIN, JUDGED = {"accuracy": 0.025, "noise": 0.01}, "          +2.50 ± 1.00 points, beyond the noise of these images"
+CHANGE = "accuracy 50.00 -> 52.50 %, loss 1.250 -> 1.200, ECE 10.00 -> 2.00 %"
+FITTED = {"images": 5000, "before": BEFORE, "after": AFTER}
+
+
+@pytest.mark.parametrize(
+    ("remedy", "name"),
+    [
+        (
+            {"remedy": "norm statistics", "prior": 1600},
+            "norm statistics of these images (training's count as 1,600 images)",
+        ),
+        (
+            {"remedy": "views", "shares": [0.12345, 0.87655], "fitted": FITTED},
+            "views that count for 0.123 : 0.877, fitted on the 5,000 validation images",
+        ),
+        (
+            {"remedy": "temperature", "temperature": 1.23456, "fitted": FITTED},
+            "temperature 1.235, fitted on the 5,000 validation images",
+        ),
+        ({"remedy": "temperature", "temperature": 2.0}, "temperature 2"),
+    ],
+)
+def test_what_a_remedy_did_is_told_by_its_name_and_by_scores_before_and_after(remedy, name):
+    fitted = "fitted" in remedy
+    scored = remedy | {"before": BEFORE, "after": AFTER, "gain": GAIN}
+    assert render_scored(scored, "test").splitlines() == [name, f"          {CHANGE}", JUDGED]
+    assert render_scored(scored, "val").splitlines()[0] == name + (" (scored here too)" if fitted else "")
+    both = {key: value | {"clean": value} for key, value in (("before", BEFORE), ("after", AFTER), ("gain", GAIN))}
+    lines = render_scored(remedy | both, "test").splitlines()
+    assert lines == [name, f"  clean   {CHANGE}", JUDGED, f"  shifted {CHANGE}", JUDGED]
+    predicted = remedy | {"predictions_changed": 0.0625}
+    there = [f"  there   {CHANGE}"] if fitted else []
+    assert render_predicted(predicted).splitlines() == [name, "  6.25% of predictions changed", *there]
+    predicted |= {"accuracy_before": 0.5, "accuracy_after": 0.525, "gain": GAIN}
+    changed = "  6.25% of predictions changed, accuracy 50.00% -> 52.50%"
+    assert render_predicted(predicted).splitlines() == [name, changed, JUDGED, *there]
+    assert max(map(len, lines)) <= 80

@@ -69,9 +69,8 @@ def adapted(
     device = next(network.parameters()).device
     source = {norm: _statistics(norm) for norm in norms}
     # On the CPU: Apple's GPUs have no 64 bits.
-    means = {norm: torch.zeros(len(source[norm][0]), dtype=torch.float64) for norm in norms}
+    means = {norm: torch.zeros(norm.num_features, dtype=torch.float64) for norm in norms}
     squares = {norm: torch.zeros_like(means[norm]) for norm in norms}
-    share = 0.0
 
     def take(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(norm, _BatchNorm)
@@ -83,7 +82,7 @@ def adapted(
         _blend(norm, source[norm], average, variance, ours)
 
     handles = [norm.register_forward_pre_hook(take) for norm in norms]
-    for chosen in batches(_order(images), max(_FEWEST, _PIXELS // images[0, 0].numel())):
+    for chosen in batches(_order(images), max(_FEWEST, _PIXELS // math.prod(images.shape[2:]))):
         share = len(chosen) / n
         network(normalize(images[chosen].to(device), mean, std))
     for handle in handles:
@@ -108,8 +107,8 @@ def _blend(norm: _BatchNorm, source: tuple[Tensor, Tensor], mean: Tensor, varian
 
 def _order(images: Tensor) -> Tensor:
     """Indices that sort the images by a digest of their pixels."""
-    rows = images.flatten(1).cpu().contiguous().numpy()
-    digests = [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    pixels = images.cpu().contiguous().numpy()
+    digests = [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
     return torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
 
 
@@ -133,7 +132,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     if not len(logits):
         raise DataError("there are no images to fit a temperature on, expected a validation split")
     logits = logits.double()
-    own = logits.gather(1, labels[:, None])[:, 0]
+    own = logits.gather(1, labels[:, None]).squeeze(1)
 
     def slope(temperature: float) -> float:
         """Of the cross-entropy by the inverse temperature, times n."""
@@ -141,10 +140,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return math.fsum((expected - own).tolist())
 
     low, high = LOWEST, HIGHEST
-    if slope(low) <= 0:
-        return low
-    if slope(high) >= 0:
-        return high
     for _ in range(60):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
@@ -172,7 +167,7 @@ def fit_shares(logits: Tensor, labels: Tensor) -> list[float]:
     if not len(labels):
         raise DataError("there are no images to weigh views by, expected a validation split")
     groups = logits.double()
-    own = groups.gather(2, labels.expand(len(groups), -1)[:, :, None])[:, :, 0]
+    own = groups.gather(2, labels.expand(len(groups), -1)[:, :, None]).squeeze(2)
 
     def loss(weights: Any) -> tuple[float, Any]:
         """The mean cross-entropy, and its gradient."""
@@ -209,9 +204,7 @@ def render_scored(remedy: Mapping[str, Any], split: str) -> str:
         remedy: an entry of `remedies` in the result of `evaluate`: what it is, scores `before` and `after`, and `gain`.
         split: of the images.
     """
-    lines = [_name(remedy)]
-    if "fitted" in remedy and split == "val":
-        lines[0] += " (scored here too)"
+    lines = [_name(remedy) + (" (scored here too)" if "fitted" in remedy and split == "val" else "")]
     before, after, gained = remedy["before"], remedy["after"], remedy["gain"]
     if "clean" in before:
         lines += [_change("clean", before["clean"], after["clean"]), *_judged(gained["clean"])]
