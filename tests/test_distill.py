@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -50,7 +51,7 @@ def a_teacher(folder, digits, seed, **changes):
     return folder, classifier
 
 
-def teachers(distill, digits, *, indices=None, **options):
+def teachers(distill, digits, *, indices=None, precision=None, **options):
     """Teachers of a student by that configuration, which is not chosen by images unless told otherwise."""
     return Teachers(
         Config(dataset="digits", distill=distill, **{"val_size": 0} | options),
@@ -58,7 +59,7 @@ def teachers(distill, digits, *, indices=None, **options):
         torch.arange(N) if indices is None else indices,
         device=torch.device("cpu"),
         layout=torch.channels_last,
-        precision=None,
+        precision=precision,
     )
 
 
@@ -124,13 +125,31 @@ def test_cached_teachers_are_asked_about_the_images_as_they_are_whatever_the_stu
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_cached_teachers_compute_in_the_precision_that_is_wanted_and_others_in_that_of_the_step(
+    cached, tmp_path, digits
+):
+    path, _ = a_teacher(tmp_path, digits, 1)
+    config, index = DistillConfig(teachers=[str(path)], cached=cached), torch.arange(20)
+    view = normalized(digits.train.images[index], digits.mean, digits.std)
+    exact, coarse = (
+        teachers(config, digits, precision=precision).targets(view, index) for precision in (None, torch.bfloat16)
+    )
+    assert exact.dtype == coarse.dtype == torch.float32
+    assert torch.equal(exact, coarse) is not cached
+    torch.testing.assert_close(exact, coarse, rtol=0.2, atol=0.02)
+
+
 def test_a_teacher_of_other_classes_or_images_is_refused(tmp_path, digits):
     other, _ = a_teacher(tmp_path / "other", digits, 0, classes=("cat", "dog"))
     large, _ = a_teacher(tmp_path / "large", digits, 0, image_size=64)
-    with pytest.raises(
-        ConfigError, match=r"teacher .*other knows the classes cat, dog, but digits has .*\(10\): choose"
-    ):
+    told = f"teacher {other} knows the classes cat, dog, but digits has 0, 1, 2, 3, ... (10): choose a teacher that was"
+    with pytest.raises(ConfigError, match=f"^{re.escape(told)}"):
         teachers(DistillConfig(teachers=[str(other)]), digits)
+    for names, shown in (("abcd", "a, b, c, d"), ("abcde", r"a, b, c, d, \.\.\. \(5\)")):
+        some, _ = a_teacher(tmp_path / names, digits, 0, classes=tuple(names))
+        with pytest.raises(ConfigError, match=f" knows the classes {shown}, but digits has "):
+            teachers(DistillConfig(teachers=[str(some)]), digits)
     with pytest.raises(ConfigError, match=r"teacher .*large takes images of 64 pixels, but those of digits have 32"):
         teachers(DistillConfig(teachers=[str(large)]), digits)
 
@@ -166,7 +185,9 @@ def test_a_teacher_that_was_trained_on_test_images_teaches_only_who_is_not_teste
     provenance = {"config": trained, "data_checksum": digits.checksum}
     path, _ = a_teacher(tmp_path / "all", digits, 0, provenance=provenance)
     config = DistillConfig(teachers=[str(path)])
-    with pytest.raises(ConfigError, match=r"teacher .*all was trained on the test images too: choose another, or give"):
+    with pytest.raises(
+        ConfigError, match=r"^teacher .*all was trained on the test images too: choose another, or give"
+    ):
         teachers(config, digits)
     assert teachers(config, digits, train_on_test=True).digests
 

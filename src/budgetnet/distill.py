@@ -99,7 +99,7 @@ class Teachers:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
         for teacher in teachers:
             own_mean, own_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (teacher.mean, teacher.std))
-            network = teacher.network.to(device=device, memory_format=layout).requires_grad_(False)  # type: ignore[call-overload]
+            network = teacher.network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
             self._networks.append((network, (std / own_std).to(device), ((mean - own_mean) / own_std).to(device)))
 
     def targets(self, images: Tensor, index: Tensor) -> Tensor:
