@@ -16,7 +16,8 @@ def table(names, severities=SEVERITIES) -> ShiftScores:
         name: {s: Cell(accuracy=1 - i / 50 - s / 100, loss=i + s / 10, ece=i / 100 + s / 1000) for s in severities}
         for i, name in enumerate(names)
     }
-    return ShiftScores(1000, Cell(0.995, 0.02, 0.003), cells, torch.zeros(1000), {})
+    right = {name: torch.zeros(1000) for name in names}
+    return ShiftScores(1000, Cell(0.995, 0.02, 0.003), cells, torch.zeros(1000), right)
 
 
 def test_the_mean_corruption_is_over_the_15_and_all_severities_alike():
@@ -28,7 +29,9 @@ def test_the_mean_corruption_is_over_the_15_and_all_severities_alike():
     plain = scores.to_dict()
     assert plain["mean_corruption"]["accuracy"] == scores.mean(COMMON).accuracy
     assert plain["corruptions"]["fog"]["3"]["accuracy"] == scores.cells["fog"][3].accuracy
+    assert plain["clean"] == {"accuracy": 0.995, "loss": 0.02, "ece": 0.003}
     assert json.loads(json.dumps(plain)) == plain
+    assert table(NAMES) == scores != table(COMMON), "of what is told"
 
 
 def test_a_mean_of_what_was_not_all_measured_is_none():
@@ -57,6 +60,19 @@ def test_the_table_has_a_row_a_corruption_in_80_columns(names, severities):
         assert rows["mean corruption"][-2:] == [f"{100 * mean.accuracy:.2f}", f"{100 * mean.ece:.2f}"]
         third = sum(scores.cells[name][3].accuracy for name in COMMON) / 15
         assert rows["mean corruption"][2] == f"{100 * third:.2f}"
+
+
+def test_a_table_as_people_see_it():
+    assert render(table(EXTRA, (1, 5))).splitlines() == [
+        "accuracy in %              1       5      mean      ECE",
+        "speckle_noise          99.00   95.00     97.00     0.30",
+        "gaussian_blur          97.00   93.00     95.00     1.30",
+        "spatter                95.00   91.00     93.00     2.30",
+        "saturate               93.00   89.00     91.00     3.30",
+        "mean of the extra      96.00   92.00     94.00     1.80",
+        "",
+        "clean                                    99.50     0.30",
+    ]
 
 
 def test_each_classifier_is_scored_on_the_same_images_which_are_made_once():
