@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import re
 import struct
 import tracemalloc
 import zlib
@@ -19,8 +20,21 @@ from PIL import Image
 from samples import dump, picture, random_batch, refused, save, write_binary_batches, write_python_batches, write_tree
 
 from budgetnet import data
+from budgetnet.decoding import MOST_CLASSES
 from budgetnet.errors import DataError
-from budgetnet.images import Images, read_images
+from budgetnet.images import (
+    Images,
+    checked_labels,
+    children,
+    few,
+    image_names,
+    list_classes,
+    list_folder,
+    listing,
+    read_binary,
+    read_bytes,
+    read_images,
+)
 
 fuzz = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -117,16 +131,81 @@ def test_arrays_of_a_wrong_size_or_type_are_refused_with_their_shape(tmp_path, p
         refused(lambda path=path: read_images(path), path, shape, pixels.dtype, "nx32x32x3")
 
 
+@pytest.mark.parametrize(
+    ("key", "batch", "most"), [("labels", True, 9), ("labels", False, MOST_CLASSES - 1), ("fine_labels", False, 99)]
+)
+@pytest.mark.parametrize("coded", [False, True])
+def test_labels_are_read_up_to_the_last_class_that_there_can_be(tmp_path, key, batch, most, coded):
+    def read(values):
+        extras = {b"batch_label": b"1"} if batch else {}
+        content = {b"data": random_batch(2, 0)[0], key.encode() if coded else key: values} | extras
+        return read_images(dump(tmp_path / "c.pkl", content)).labels
+
+    assert read([0, most]).tolist() == [0, most]
+    for wrong in (-1, most + 1):
+        told = f"{tmp_path / 'c.pkl'}: found label {wrong} at image 1, expected 0 to {most}"
+        assert refused(lambda wrong=wrong: read([0, wrong])) == told
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1, 2**64], "found labels beyond 64 bits, expected integers"),
+        ([1, 2.0], "found labels that are no flat list of integers, expected one integer an image"),
+        ([1, True], "found labels that are no flat list of integers, expected one integer an image"),
+        ((1, 2), "found labels that are no flat list of integers, expected one integer an image"),
+        (np.array([1.0, 2.0]), "found labels that are no flat list of integers, expected one integer an image"),
+        (np.array([[1, 2]]), "found labels that are no flat list of integers, expected one integer an image"),
+        ([1], "found 1 labels, expected 2, one an image"),
+        (np.array([1, 2**63], "u8"), "found labels of 2**63 and more, expected integers of 64 bits with sign"),
+        (np.array([1, 2**63 - 1], "u8"), f"found label {2**63 - 1} at image 1, expected 0 to {MOST_CLASSES - 1}"),
+    ],
+)
+def test_labels_that_are_no_integers_one_an_image_are_told(tmp_path, values, told):
+    path = dump(tmp_path / "c.pkl", {b"data": random_batch(2, 0)[0], b"labels": values})
+    assert refused(lambda: read_images(path)) == f"{path}: {told}"
+
+
+def test_labels_of_every_kind_of_integer_are_read(tmp_path):
+    for kind in ("u1", "i2", ">i4", "u8", "i8"):
+        path = dump(tmp_path / "c.pkl", {b"data": random_batch(2, 0)[0], b"labels": np.array([3, 1], kind)})
+        assert read_images(path).labels.tolist() == [3, 1]
+    for kind in ("u1", "i8"):
+        assert checked_labels(path, np.array([], kind), 0, 10).tolist() == []
+    for values, found in (([5, 5], "id 5 2 times"), ([1, 2**64], "ids beyond 64 bits"), ([1, 2, 3], "3 ids, ")):
+        path = dump(tmp_path / "c.pkl", {b"data": random_batch(2, 0)[0], b"ids": values})
+        refused(lambda path=path: read_images(path), f"found {found}")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({b"x": 1, "y": 2}, "the keys b'x', 'y'"),
+        ({b"x" * 31: 1}, f"the keys b'{'x' * 30}'"),
+        ({**dict.fromkeys("abcdef"), 1: 2}, "the keys 'a', 'b', 'c', 'd', 'e' and 1 more"),
+        ({1: 2}, "the keys of no names"),
+        ({}, "the keys of no names"),
+        ({b"data": [1, 2]}, "data that is no array"),
+    ],
+)
+def test_a_pickle_without_an_array_of_images_is_told_what_it_has(tmp_path, content, found):
+    path = dump(tmp_path / "c.pkl", content)
+    told = f"{path}: found {found}, expected a NumPy array of images under 'data'"
+    assert refused(lambda: read_images(path)) == told
+
+
 @pytest.mark.parametrize("content", [{b"x": 1}, {b"data": [1, 2]}, [1], 5, {}, {1: 2, ("a", (2,)): 3}])
 def test_a_pickle_of_something_else_is_refused(tmp_path, content):
     path = dump(tmp_path / "c.pkl", content)
     refused(lambda: read_images(path), path)
 
 
-def test_a_npy_array_is_read(tmp_path):
-    images = random_batch(3, 0)[0].reshape(-1, 3, 32, 32)
-    np.save(tmp_path / "x.npy", images.transpose(0, 2, 3, 1))
-    assert torch.equal(read_images(tmp_path / "x.npy").images, torch.from_numpy(images))
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_npy_array_is_read(tmp_path, n):
+    images = random_batch(n, 0)[0].reshape(-1, 3, 32, 32)
+    for pixels in (images, images.transpose(0, 2, 3, 1), images.reshape(n, -1)):
+        np.save(tmp_path / "x.npy", pixels)
+        assert torch.equal(read_images(tmp_path / "x.npy").images, torch.from_numpy(images))
 
 
 def test_arrays_must_have_the_image_size_asked_for(tmp_path):
@@ -425,6 +504,12 @@ def test_a_pickle_is_one_whatever_its_suffix(tmp_path, name, protocol):
     assert (read_images(path).kind, len(read_images(path))) == ("contest pickle", 3)
 
 
+def test_a_pickle_by_its_suffix_is_refused_as_a_pickle(tmp_path):
+    for name in ("a.pkl", "a.pickle"):
+        (tmp_path / name).write_bytes(b"PK")
+        assert "no kind that is read" not in refused(lambda name=name: read_images(tmp_path / name), name)
+
+
 def test_a_pickle_is_read_from_a_pipe():
     reading, writing = os.pipe()
     with open(writing, "wb") as file:
@@ -465,18 +550,119 @@ def test_a_folder_of_no_images_is_told_which_of_its_files_holds_some(tmp_path):
     )
 
 
+# What is in a folder
+
+
+def test_a_folder_is_told_by_its_first_names(tmp_path):
+    assert listing(tmp_path / "none") == "no such folder"
+    assert listing(tmp_path) == "an empty folder"
+    for count, found in ((1, "1"), (4, "1, 2, 3, 4"), (5, "1, 2, 3, 4 and 1 more"), (11, "1, 2, 3, 4 and 7 more")):
+        for name in range(1, count + 1):
+            (tmp_path / str(name)).touch()
+        (tmp_path / ".hidden").touch()
+        assert listing(tmp_path) == found
+    assert listing(tmp_path / "1") == "a file"
+    assert [few("abcdef"[:n]) for n in (0, 1, 5, 6)] == ["", "a", "a, b, c, d, e", "a, b, c, d, e and 1 more"]
+    assert few(iter("abcd"), 2) == "a, b and 2 more"
+
+
+def test_what_is_in_a_folder_comes_in_natural_order_without_what_is_hidden(tmp_path):
+    for name in ("a10.png", "a2.PNG", "b.txt", ".a.png", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "a3.png").mkdir()
+    assert [child.name for child in children(tmp_path)] == ["a2.PNG", "a3.png", "a10.png", "b.txt"]
+    assert image_names(tmp_path) == ["a2.PNG", "a10.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    told = f"{tmp_path / 'none'}: no such file or directory, expected a folder that can be read: check --data"
+    assert refused(lambda: children(tmp_path / "none")) == told
+    assert refused(lambda: image_names(tmp_path / "none")) == told
+    told = f"{tmp_path}: is a directory, expected a file that can be read"
+    assert refused(lambda: read_bytes(tmp_path)) == told
+    told = f"{tmp_path / 'none'}: no such file or directory, expected a file that can be read"
+    assert refused(lambda: read_binary(tmp_path / "none")) == told
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    told = f"{tmp_path / 'file'}: permission denied, expected a file that can be read"
+    assert refused(lambda: read_images(tmp_path / "file")) == told
+
+
+def test_a_folder_of_images_or_of_classes_but_not_of_both(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.npy").mkdir()
+    found = "expected images (.bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)"
+    assert refused(lambda: list_folder(tmp_path)) == f"{tmp_path}: found empty, x.npy, {found}"
+    save(picture(0), tmp_path / "cat" / "2.png")
+    save(picture(0), tmp_path / "cat" / "10.png")
+    told = f"{tmp_path / 'empty'}: found no images, expected at least one of this class, or no such folder"
+    assert refused(lambda: list_folder(tmp_path)) == refused(lambda: list_classes(tmp_path)) == told
+    (tmp_path / "empty").rmdir()
+    (tmp_path / "x.npy").rmdir()
+    (tmp_path / "notes.txt").touch()
+    save(picture(0), tmp_path / "ant" / "1.png")
+    names, labels = list_folder(tmp_path)
+    assert names == ("ant/1.png", "cat/2.png", "cat/10.png")
+    assert labels.tolist() == [0, 1, 1]
+    assert list_classes(tmp_path)[2] == ("ant", "cat")
+    save(picture(0), tmp_path / "1.png")
+    told = f"{tmp_path}: found images (1.png) beside folders of images (ant/), expected one kind"
+    assert refused(lambda: list_folder(tmp_path)) == told
+    told = f"{tmp_path / 'ant'}: found 1.png, expected a folder of images for each class"
+    assert refused(lambda: list_classes(tmp_path / "ant")) == told
+
+
+def test_of_files_that_hold_images_the_first_is_named(tmp_path):
+    for name in ("b.pickle", "a.NPY"):
+        (tmp_path / name).touch()
+    assert refused(lambda: list_folder(tmp_path)).endswith(f": name {tmp_path / 'a.NPY'} itself")
+
+
+@pytest.mark.parametrize("label", [9, 10])
+def test_a_binary_batch_has_ten_classes(tmp_path, label):
+    path = tmp_path / "batch.bin"
+    path.write_bytes(bytes([0, *[1] * 3072, label, *[2] * 3072]))
+    if label < 10:
+        read = read_images(path)
+        assert read.labels.tolist() == [0, 9]
+        assert read.images.flatten(1).float().mean(1).tolist() == [1, 2]
+    else:
+        assert refused(lambda: read_images(path)) == f"{path}: found label 10 at image 1, expected 0 to 9"
+
+
+def test_what_is_not_there_is_told_with_what_is_read(tmp_path):
+    told = "no such file or folder, expected a contest pickle, a batch, an image or a folder of images"
+    assert refused(lambda: read_images(tmp_path / "none")) == f"{tmp_path / 'none'}: {told}"
+
+
 # What was read
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "told"),
     [
-        {"images": torch.zeros(2, 3, 4, 4)},
-        {"images": torch.zeros(3, 4, 4, dtype=torch.uint8)},
-        {"labels": torch.zeros(3)},
-        {"names": ("a",)},
+        ({"images": torch.zeros(2, 3, 4, 4)}, "images are torch.float32 (2, 3, 4, 4), expected uint8 (n, c, h, w)"),
+        (
+            {"images": torch.zeros(3, 4, 4, dtype=torch.uint8)},
+            "images are torch.uint8 (3, 4, 4), expected uint8 (n, c, h, w)",
+        ),
+        ({"labels": torch.zeros(3)}, "3 labels for 2 images, expected one each"),
+        ({"ids": torch.zeros(1)}, "1 ids for 2 images, expected one each"),
+        ({"names": ("a",)}, "1 names for 2 images, expected one each"),
     ],
 )
-def test_images_refuse_what_does_not_fit(wrong):
-    with pytest.raises(ValueError, match="expected"):
+def test_images_refuse_what_does_not_fit(wrong, told):
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
         Images(**({"images": torch.zeros((2, 3, 4, 4), dtype=torch.uint8)} | wrong))
+
+
+def test_images_have_labels_where_some_are_needed():
+    pixels = torch.zeros((2, 3, 4, 4), dtype=torch.uint8)
+    assert Images(pixels).kind == "images"
+    labels = torch.tensor([1, 0])
+    assert Images(pixels, labels).targets is labels
+    assert refused(lambda: Images(pixels).targets) == "these images have no labels, expected one each"

@@ -248,8 +248,7 @@ def listing(folder: Path) -> str:
         return "no such folder"
     if not folder.is_dir():
         return "a file"
-    names = [child.name for child in children(folder)]
-    return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")) or "an empty folder"
+    return few((child.name for child in children(folder)), 4) or "an empty folder"
 
 
 def few(names: Iterable[str], count: int = 5) -> str:
@@ -261,11 +260,11 @@ def few(names: Iterable[str], count: int = 5) -> str:
 def _layout_of(path: Path, pixels: np.ndarray[Any, Any], side: int) -> Tensor:
     """The images of an array whose shape tells its layout, as uint8 (n, 3, side, side)."""
     shape = pixels.shape
-    if pixels.dtype == np.uint8 and pixels.ndim > 0 and shape[0] > 0:
+    if pixels.dtype == np.uint8 and pixels.size:
         if shape[1:] == (side, side, 3):
             return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
         if shape[1:] in ((3, side, side), (3 * side * side,)):
-            return torch.from_numpy(pixels.reshape(-1, 3, side, side).copy())
+            return torch.from_numpy(pixels.reshape(len(pixels), 3, side, side).copy())
     raise DataError(
         f"{path}: found {pixels.dtype} data of shape {'x'.join(map(str, shape)) or 'scalar'}, expected uint8 of shape "
         f"nx{side}x{side}x3, nx3x{side}x{side} or nx{3 * side * side}"
@@ -284,8 +283,8 @@ def read_binary(path: Path) -> Images:
         raise DataError(
             f"{path}: found {size:,} bytes, expected a multiple of {record:,} (a label and 3x32x32 pixels each)"
         )
-    records = np.frombuffer(read_bytes(path), np.uint8).reshape(-1, record)
-    images = torch.from_numpy(records[:, 1:].copy().reshape(-1, 3, SIDE, SIDE))
+    records = np.frombuffer(read_bytes(path), np.uint8).reshape(size // record, record)
+    images = torch.from_numpy(records[:, 1:].copy().reshape(len(records), 3, SIDE, SIDE))
     return Images(images, checked_labels(path, records[:, 0], len(records), 10))
 
 
@@ -342,7 +341,7 @@ def _integers(path: Path, values: Any, n: int, what: str) -> np.ndarray[Any, np.
         raise DataError(f"{path}: found {what} that are no flat list of integers, expected one integer an image")
     if len(values) != n:
         raise DataError(f"{path}: found {len(values):,} {what}, expected {n:,}, one an image")
-    if values.dtype == np.uint64 and n and values.max() > np.iinfo(np.int64).max:
+    if n and values.max() > np.iinfo(np.int64).max:
         raise DataError(f"{path}: found {what} of 2**63 and more, expected integers of 64 bits with sign")
     return values.astype(np.int64)
 
