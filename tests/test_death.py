@@ -174,7 +174,7 @@ def test_an_archive_that_does_not_fit_when_it_is_unpacked_is_kept_and_no_data_se
         assert [path.stat().st_size for path in unpacked.iterdir()] == [300_000]
 
 
-@pytest.mark.parametrize("after", [3, 6])
+@pytest.mark.parametrize("after", range(1, 9))  # steps of two epochs, with a checkpoint after each second one
 def test_a_folder_that_goes_away_or_is_replaced_during_the_run_is_told_in_one_line(after, tmp_path):
     assert storage.survives_removal(tmp_path / "run", after)
 

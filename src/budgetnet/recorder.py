@@ -96,8 +96,8 @@ class Recorder:
     def epoch(self, row: Mapping[str, float]) -> None:
         """Write a row of metrics.csv, what the epoch took of the machine, and the state after it."""
         if self._place:
-            used = self._usage.read()
             self._place.require_still_there()
+            used = self._usage.read()
             self._metrics.append(row)
             self._system.append({"epoch": row["epoch"], **used})
             self.checkpoint()
