@@ -10,6 +10,7 @@ import socketserver
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -620,6 +621,20 @@ def test_a_bad_server_costs_seconds_and_one_warning_and_the_run_is_kept(run, mon
     assert len(said) == 1
     assert "\n" not in said[0]
     assert [found["epoch"] for found in read_metrics(run / "metrics.csv")] == [1, 2, 3]
+
+
+def test_a_link_that_somebody_else_put_where_the_lock_goes_is_not_followed(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    with store._locked("sqlite:///mlflow.db"):
+        (lock,) = shared.iterdir()
+    lock.unlink()
+    (tmp_path / "mine").write_text("mine")
+    lock.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic link"), store._locked("sqlite:///mlflow.db"):
+        raise AssertionError("the lock is somebody else's")
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize("uri", ["nonsense://x", "http://", "http://127.0.0.1:port", "sqlite:////proc/none/mlflow.db"])

@@ -135,9 +135,14 @@ def _locked(uri: str) -> Iterator[None]:
 
     # Beside the database it would stay there for ever; the user's id, as others could not open it in a shared folder.
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"budgetnet-{os.getuid()}-{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = Path(tempfile.gettempdir()) / f"budgetnet-{os.getuid()}-{name}.lock"
+    # Others can put a link there, to a file of this user.
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 def _make_database(client_class: Any, uri: str) -> None:
