@@ -75,9 +75,14 @@ def write(
 
 
 def commit(folder: Path) -> str | None:
-    """What a checkout is at, with `-dirty` where it has been changed; None where git does not know."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    """What a checkout is at, with `-dirty` where it has been changed, but for records and the pages that show them.
+
+    None where git does not know.
+    """
+    git = ["git", "-C", str(folder)]
+    at = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True).stdout.strip()
+    others = [*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)results/reliability", ":(exclude)docs"]
+    return (at + ("-dirty" if subprocess.run(others).returncode else "")) if at else None
 
 
 def table() -> str:

@@ -1,6 +1,7 @@
 """The campaign of orders runs all tests in orders that differ, records which failed, and goes on where it stopped."""
 
 import json
+import subprocess
 
 import faults
 import orders
@@ -68,3 +69,37 @@ def test_a_run_that_came_to_nothing_is_an_error_and_no_failure(record, project):
     with pytest.raises(RuntimeError, match="ended with 1, but names 0 tests that failed"):
         orders.campaign(project, 1)
     assert not record.exists()
+
+
+def test_a_campaigns_commit_is_dirty_where_what_it_tries_was_changed_and_not_for_another_record(tmp_path):
+    def git(*arguments):
+        subprocess.run(
+            [
+                "git",
+                "-C",
+                tmp_path,
+                "-c",
+                "user.name=n",
+                "-c",
+                "user.email=e",
+                "-c",
+                "commit.gpgsign=false",
+                *arguments,
+            ],
+            check=True,
+        )
+
+    assert faults.commit(tmp_path) is None
+    files = [tmp_path / "src" / "a.py", tmp_path / "results" / "reliability" / "load.json", tmp_path / "docs" / "a.md"]
+    git("init", "--quiet")
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    git("add", "--all")
+    git("commit", "--quiet", "--message=all")
+    clean = faults.commit(tmp_path)
+    for file in files[1:]:
+        file.write_text("2")
+    assert faults.commit(tmp_path) == clean
+    files[0].write_text("2")
+    assert faults.commit(tmp_path) == f"{clean}-dirty"
