@@ -194,7 +194,7 @@ def test_a_pickle_without_an_array_of_images_is_told_what_it_has(tmp_path, conte
     assert refused(lambda: read_images(path)) == told
 
 
-@pytest.mark.parametrize("content", [{b"x": 1}, {b"data": [1, 2]}, [1], 5, {}, {1: 2, ("a", (2,)): 3}])
+@pytest.mark.parametrize("content", [[1], 5, {1: 2, ("a", (2,)): 3}])
 def test_a_pickle_of_something_else_is_refused(tmp_path, content):
     path = dump(tmp_path / "c.pkl", content)
     refused(lambda: read_images(path), path)
